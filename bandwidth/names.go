@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bandwidth
+
+// Annotations of a pod.
+const (
+	// AnnotationEgress is the pod's egress limit in bits/s, as a Kubernetes quantity. It is the upstream key: the
+	// CNI bandwidth plugin, Cilium and Calico read it too.
+	AnnotationEgress = "kubernetes.io/egress-bandwidth"
+	// AnnotationRequested is what the author wrote, kept whenever admission changed it.
+	AnnotationRequested = "egress.kubepace.io/requested"
+	// AnnotationSource says why the limit is what it is: one of the Source constants.
+	AnnotationSource = "egress.kubepace.io/source"
+	// AnnotationNetns is a path of the pod's network namespace, such as "/var/run/netns/web". It is honoured only in
+	// pod manifests that the node's administrator put into a folder, never in pods from the API server: there the
+	// author of a pod could point at a neighbour.
+	AnnotationNetns = "egress.kubepace.io/netns"
+)
+
+// Labels of a namespace.
+const (
+	// LabelDefault is the limit for pods that ask for none.
+	LabelDefault = "egress.kubepace.io/default"
+	// LabelMin and LabelMax bound the limit of one pod.
+	LabelMin = "egress.kubepace.io/min"
+	LabelMax = "egress.kubepace.io/max"
+	// LabelOverMax is what happens to a pod that asks for more than the maximum: OverMaxCap or OverMaxDeny.
+	LabelOverMax = "egress.kubepace.io/over-max"
+	// LabelMode is ModeEnforce, ModeDryRun or ModeOff.
+	LabelMode = "egress.kubepace.io/mode"
+)
+
+// Values of LabelOverMax. Absent means OverMaxCap.
+const (
+	OverMaxCap  = "cap"
+	OverMaxDeny = "deny"
+)
+
+// Values of LabelMode. Absent means ModeEnforce.
+const (
+	ModeEnforce = "enforce"
+	// ModeDryRun warns and changes nothing.
+	ModeDryRun = "dry-run"
+	ModeOff    = "off"
+)
+
+// Values of AnnotationSource.
+const (
+	// SourcePod: the author's own value, at most rewritten to the canonical text.
+	SourcePod = "pod"
+	// SourceNamespaceDefault: the pod asked for none and got the namespace's default.
+	SourceNamespaceDefault = "namespace-default"
+	// SourceClusterDefault: the pod asked for none and got the cluster's default.
+	SourceClusterDefault = "cluster-default"
+	// SourceCapped: the pod asked for more than the maximum and got the maximum.
+	SourceCapped = "capped"
+)
+
+const (
+	// Resource is the extended resource that LimitRanges and ResourceQuotas name.
+	Resource = "kubepace.io/egress-bandwidth"
+	// ConditionEnforced is the pod condition that says whether the node keeps the limit.
+	ConditionEnforced = "kubepace.io/EgressEnforced"
+)
