@@ -2,39 +2,278 @@
 
 package datapath
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
 
-var errNotYet = errors.New("datapath: not written yet")
+	"github.com/cilium/ebpf"
+	"github.com/go-logr/logr"
 
-// Datapath owns the kernel state under one bpffs folder. Its methods may be called from several goroutines.
-type Datapath struct{}
+	"github.com/kubepace/kubepace/bpf"
+)
 
-// Open loads the program and its maps, or adopts those that an earlier agent pinned, clocks included.
-func Open(opts Options) (*Datapath, error) { return nil, errNotYet }
+// Datapath owns the kernel state under one bpffs folder. Its methods may be called from several goroutines. At most
+// one agent may own a folder.
+type Datapath struct {
+	log      logr.Logger
+	pins     pins
+	features Features
+
+	mu      sync.Mutex
+	objects *objects
+	inner   *ebpf.MapSpec
+	pods    map[string]*entry // by UID
+	slots   map[uint32]bool   // in use
+}
+
+// entry is what the agent knows of one pod's kernel state.
+type entry struct {
+	slot     uint32
+	identity Pod
+	limit    bpf.EgressPaceLimit
+	devices  map[int]bpf.EgressKubepaceDevice // by ifindex
+}
+
+// Open loads the program and its maps, or adopts those that an earlier agent pinned, clocks included. Adopted
+// devices get this agent's program without a gap.
+func Open(opts Options) (*Datapath, error) {
+	if opts.BPFFS == "" {
+		opts.BPFFS = DefaultBPFFS
+	}
+	features, err := Probe()
+	if err != nil {
+		return nil, err
+	}
+	d := &Datapath{
+		log: opts.Log, pins: pins{root: opts.BPFFS}, features: features,
+		pods: map[string]*entry{}, slots: map[uint32]bool{},
+	}
+	if err := d.pins.create(); err != nil {
+		return nil, err
+	}
+	if err := d.load(); err != nil {
+		return nil, err
+	}
+	if err := d.adopt(); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+// Features of the running kernel.
+func (d *Datapath) Features() Features { return d.features }
+
+// Close lets go of file descriptors; every limit stays in force.
+func (d *Datapath) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.objects == nil {
+		return nil
+	}
+	err := d.objects.Close()
+	d.objects = nil
+	return err
+}
 
 // Set brings one pod to the desired state: allocates its state, attaches the program to its devices, detaches it
 // from devices it no longer has, and writes limit and mode without touching the clock. Idempotent; it also repairs
 // an attachment that somebody removed.
-func (d *Datapath) Set(limit Limit) error { return errNotYet }
+func (d *Datapath) Set(limit Limit) error {
+	if err := limit.validate(); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	e, err := d.ensureEntry(limit.Pod)
+	if err != nil {
+		return fmt.Errorf("pod %s: %w", limit.Pod, err)
+	}
+	if want := paceLimit(limit.Rate, limit.Mode); e.limit != want {
+		if err := d.objects.KubepaceLimits.Put(e.slot, want); err != nil {
+			return fmt.Errorf("pod %s: write limit: %w", limit.Pod, err)
+		}
+		e.limit = want
+	}
+	if err := d.setDevices(e, limit.Devices); err != nil {
+		return fmt.Errorf("pod %s: %w", limit.Pod, err)
+	}
+	return nil
+}
+
+func (l Limit) validate() error {
+	switch {
+	case l.Pod.UID == "":
+		return fmt.Errorf("pod %s: no UID", l.Pod)
+	case len(l.Pod.UID) > 63 || len(l.Pod.Namespace) > 63 || len(l.Pod.Name) > 253:
+		return fmt.Errorf("pod %.320s: UID, namespace or name is longer than Kubernetes allows (63, 63, 253)", l.Pod)
+	case !l.Rate.Valid():
+		return fmt.Errorf("pod %s: %d is not a limit in bits per second", l.Pod, l.Rate)
+	case len(l.Devices) == 0:
+		return fmt.Errorf("pod %s: no device", l.Pod)
+	}
+	return nil
+}
+
+// ensureEntry finds or allocates a pod's state. The limit is written last by the caller, so a half-made pod is
+// unlimited and unattached, and the next Set completes it.
+func (d *Datapath) ensureEntry(pod Pod) (*entry, error) {
+	e := d.pods[pod.UID]
+	if e != nil && e.identity == pod {
+		return e, nil
+	}
+	if e == nil {
+		slot, err := d.allocate()
+		if err != nil {
+			return nil, err
+		}
+		e = &entry{slot: slot, devices: map[int]bpf.EgressKubepaceDevice{}}
+	}
+	if err := d.objects.KubepaceIdentities.Put(e.slot, identityOf(pod)); err != nil {
+		return nil, fmt.Errorf("write identity: %w", err)
+	}
+	e.identity = pod
+	d.pods[pod.UID] = e
+	d.slots[e.slot] = true
+	return e, nil
+}
+
+// allocate prepares the lowest free slot: no limit, a clock at zero, an empty flow table.
+func (d *Datapath) allocate() (uint32, error) {
+	slot, size := uint32(0), d.objects.KubepaceLimits.MaxEntries()
+	for d.slots[slot] {
+		slot++
+	}
+	if slot >= size {
+		return 0, fmt.Errorf("all %d slots are in use", size)
+	}
+	if err := d.objects.KubepaceLimits.Put(slot, bpf.EgressPaceLimit{}); err != nil {
+		return 0, fmt.Errorf("reset limit: %w", err)
+	}
+	if err := d.objects.KubepacePods.Put(slot, bpf.EgressPacePod{}); err != nil {
+		return 0, fmt.Errorf("reset clock: %w", err)
+	}
+	table, err := ebpf.NewMap(d.inner)
+	if err != nil {
+		return 0, fmt.Errorf("create flow table: %w", err)
+	}
+	defer table.Close() // the outer map keeps it
+	if err := d.objects.KubepaceFlows.Put(slot, table); err != nil {
+		return 0, fmt.Errorf("insert flow table: %w", err)
+	}
+	return slot, nil
+}
+
+func (d *Datapath) setDevices(e *entry, devices []Device) error {
+	var errs []error
+	want := map[int]bool{}
+	for _, dev := range devices {
+		want[dev.Index] = true
+		errs = append(errs, d.setDevice(e, dev.Index))
+	}
+	for ifindex := range e.devices {
+		if !want[ifindex] {
+			errs = append(errs, d.dropDevice(e, ifindex))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (d *Datapath) setDevice(e *entry, ifindex int) error {
+	// The number may have belonged to a pod that is gone.
+	for _, other := range d.pods {
+		if other != e {
+			delete(other.devices, ifindex)
+		}
+	}
+	record, known := e.devices[ifindex]
+	if known && hookOf(d.pins, ifindex) != HookNone {
+		return nil
+	}
+	record.Slot = e.slot
+	if err := d.objects.KubepaceDevices.Put(uint32(ifindex), record); err != nil {
+		return fmt.Errorf("write device %d: %w", ifindex, err)
+	}
+	a, err := attach(d.pins, d.objects.KubepaceEgress, ifindex)
+	if err != nil {
+		return err
+	}
+	if a.ownClsact {
+		record.Flags |= bpf.EgressKubepaceDeviceFlagsKUBEPACE_OWN_CLSACT
+		if err := d.objects.KubepaceDevices.Put(uint32(ifindex), record); err != nil {
+			return fmt.Errorf("write device %d: %w", ifindex, err)
+		}
+	}
+	e.devices[ifindex] = record
+	d.log.V(1).Info("attached", "pod", e.identity.String(), "ifindex", ifindex, "hook", string(a.hook))
+	return nil
+}
+
+func (d *Datapath) dropDevice(e *entry, ifindex int) error {
+	own := e.devices[ifindex].Flags&bpf.EgressKubepaceDeviceFlagsKUBEPACE_OWN_CLSACT != 0
+	if err := detach(d.pins, ifindex, own); err != nil {
+		return err
+	}
+	if err := d.objects.KubepaceDevices.Delete(uint32(ifindex)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("delete device %d: %w", ifindex, err)
+	}
+	delete(e.devices, ifindex)
+	return nil
+}
 
 // Remove takes a pod's limit away. Removing an unknown pod is no error.
-func (d *Datapath) Remove(uid string) error { return errNotYet }
+func (d *Datapath) Remove(uid string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	e := d.pods[uid]
+	if e == nil {
+		return nil
+	}
+	var errs []error
+	for ifindex := range e.devices {
+		errs = append(errs, d.dropDevice(e, ifindex))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("pod %s: %w", e.identity, err)
+	}
+	if err := d.release(e); err != nil {
+		return fmt.Errorf("pod %s: %w", e.identity, err)
+	}
+	delete(d.pods, uid)
+	return nil
+}
+
+// release gives a slot back. The identity goes last: while it is there, an agent that starts finds the rest.
+func (d *Datapath) release(e *entry) error {
+	if err := d.objects.KubepaceLimits.Put(e.slot, bpf.EgressPaceLimit{}); err != nil {
+		return fmt.Errorf("reset limit: %w", err)
+	}
+	if err := d.objects.KubepaceFlows.Delete(e.slot); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("delete flow table: %w", err)
+	}
+	if err := d.objects.KubepaceIdentities.Delete(e.slot); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("delete identity: %w", err)
+	}
+	delete(d.slots, e.slot)
+	return nil
+}
 
 // States returns what the kernel holds, sorted by namespace and name.
-func (d *Datapath) States() ([]State, error) { return nil, errNotYet }
+func (d *Datapath) States() ([]State, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return readStates(d.pins, &d.objects.EgressMaps)
+}
 
-// Features of the running kernel.
-func (d *Datapath) Features() Features { return Features{} }
-
-// Close lets go of file descriptors; every limit stays in force.
-func (d *Datapath) Close() error { return nil }
-
-// Read returns what is pinned under bpffs without an agent. Where nothing is pinned it returns no states and an
-// error that wraps os.ErrNotExist.
-func Read(bpffs string) ([]State, error) { return nil, errNotYet }
-
-// Probe asks the running kernel what it can do. It needs CAP_BPF and CAP_NET_ADMIN.
-func Probe() (Features, error) { return Features{}, errNotYet }
-
-// Cleanup removes every limit, link, filter and pin under bpffs.
-func Cleanup(bpffs string) error { return errNotYet }
+// UIDs of all pods that have state in the kernel, sorted.
+func (d *Datapath) UIDs() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	uids := make([]string, 0, len(d.pods))
+	for uid := range d.pods {
+		uids = append(uids, uid)
+	}
+	slices.Sort(uids)
+	return uids
+}

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	filterName     = "kubepace_egress"
+	filterPriority = 1
+	// filterHandle is ours ("kp"), so that we never replace somebody else's filter of the same priority.
+	filterHandle = 0x6b70
+)
+
+// attachment is one device's hook.
+type attachment struct {
+	hook Hook
+	// ownClsact: the clsact qdisc was not there before.
+	ownClsact bool
+}
+
+// attach puts the program first at a device's ingress: by tcx where the kernel has it, else as a clsact filter.
+// Attaching again replaces the program without a gap.
+func attach(p pins, prog *ebpf.Program, ifindex int) (attachment, error) {
+	err := attachTCX(p, prog, ifindex)
+	if err == nil {
+		return attachment{hook: HookTCX}, nil
+	}
+	if !errors.Is(err, ebpf.ErrNotSupported) {
+		return attachment{}, err
+	}
+	own, err := attachClsact(prog, ifindex)
+	return attachment{hook: HookClsact, ownClsact: own}, err
+}
+
+func attachTCX(p pins, prog *ebpf.Program, ifindex int) error {
+	pin := p.link(ifindex)
+	old, err := link.LoadPinnedLink(pin, nil)
+	if err == nil {
+		defer old.Close()
+		if tcxIndex(old) == ifindex {
+			if err := old.Update(prog); err != nil {
+				return fmt.Errorf("update tcx link of device %d: %w", ifindex, err)
+			}
+			return nil
+		}
+		// Its device is gone, and the number was given to another one.
+		if err := old.Unpin(); err != nil {
+			return fmt.Errorf("unpin stale tcx link %s: %w", pin, err)
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("load pinned tcx link %s: %w", pin, err)
+	}
+	l, err := link.AttachTCX(link.TCXOptions{
+		Interface: ifindex, Program: prog, Attach: ebpf.AttachTCXIngress, Anchor: link.Head(),
+	})
+	if err != nil {
+		return fmt.Errorf("attach tcx to device %d: %w", ifindex, err)
+	}
+	defer l.Close()
+	if err := l.Pin(pin); err != nil {
+		return fmt.Errorf("pin tcx link %s: %w", pin, err)
+	}
+	return nil
+}
+
+// tcxIndex is the device that a link hangs on, 0 where that device is gone.
+func tcxIndex(l link.Link) int {
+	info, err := l.Info()
+	if err != nil || info.TCX() == nil {
+		return 0
+	}
+	return int(info.TCX().Ifindex)
+}
+
+// attachClsact reuses a clsact or ingress qdisc that is there, and adds clsact where none is.
+func attachClsact(prog *ebpf.Program, ifindex int) (own bool, err error) {
+	own, err = ensureIngressHook(ifindex)
+	if err != nil {
+		return false, err
+	}
+	if err := netlink.FilterReplace(filterOf(ifindex, prog.FD())); err != nil {
+		return own, fmt.Errorf("add bpf filter to device %d: %w", ifindex, err)
+	}
+	return own, nil
+}
+
+func ensureIngressHook(ifindex int) (added bool, err error) {
+	err = netlink.QdiscAdd(&netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
+	}})
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, unix.EEXIST), errors.Is(err, unix.EBUSY), errors.Is(err, unix.EINVAL):
+		// A clsact answers EEXIST; an "ingress" qdisc (the CNI bandwidth plugin's) "Exclusivity flag on". Both take filters.
+		if hasIngressQdisc(ifindex) {
+			return false, nil
+		}
+	}
+	return false, fmt.Errorf("add clsact to device %d: %w", ifindex, err)
+}
+
+func hasIngressQdisc(ifindex int) bool {
+	qdiscs, err := retryDump(func() ([]netlink.Qdisc, error) {
+		return netlink.QdiscList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: ifindex}})
+	})
+	if err != nil {
+		return false
+	}
+	for _, q := range qdiscs {
+		if q.Type() == "clsact" || q.Type() == "ingress" {
+			return true
+		}
+	}
+	return false
+}
+
+func filterOf(ifindex, fd int) *netlink.BpfFilter {
+	return &netlink.BpfFilter{
+		FilterAttrs: netlink.FilterAttrs{
+			LinkIndex: ifindex,
+			// The same number for clsact's ingress side and for an ingress qdisc.
+			Parent:   netlink.HANDLE_MIN_INGRESS,
+			Handle:   filterHandle,
+			Protocol: unix.ETH_P_ALL,
+			Priority: filterPriority,
+		},
+		Fd: fd, Name: filterName, DirectAction: true,
+	}
+}
+
+// detach takes the program off a device. A device that is gone is no error.
+func detach(p pins, ifindex int, ownClsact bool) error {
+	l, err := link.LoadPinnedLink(p.link(ifindex), nil)
+	if err == nil {
+		defer l.Close()
+		if err := l.Unpin(); err != nil {
+			return fmt.Errorf("unpin tcx link of device %d: %w", ifindex, err)
+		}
+		return nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("load pinned tcx link of device %d: %w", ifindex, err)
+	}
+	if !hasFilter(ifindex) {
+		return nil
+	}
+	if err := netlink.FilterDel(filterOf(ifindex, 0)); err != nil && !gone(err) {
+		return fmt.Errorf("delete bpf filter of device %d: %w", ifindex, err)
+	}
+	if !ownClsact || !ingressIsEmpty(ifindex) {
+		return nil
+	}
+	err = netlink.QdiscDel(&netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
+	}})
+	if err != nil && !gone(err) {
+		return fmt.Errorf("delete clsact of device %d: %w", ifindex, err)
+	}
+	return nil
+}
+
+// hookOf says where our program hangs on a device now.
+func hookOf(p pins, ifindex int) Hook {
+	if l, err := link.LoadPinnedLink(p.link(ifindex), nil); err == nil {
+		defer l.Close()
+		if tcxIndex(l) == ifindex {
+			return HookTCX
+		}
+		return HookNone
+	}
+	if hasFilter(ifindex) {
+		return HookClsact
+	}
+	return HookNone
+}
+
+func filters(ifindex int, parent uint32) ([]netlink.Filter, error) {
+	return retryDump(func() ([]netlink.Filter, error) {
+		return netlink.FilterList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: ifindex}}, parent)
+	})
+}
+
+func hasFilter(ifindex int) bool {
+	list, err := filters(ifindex, netlink.HANDLE_MIN_INGRESS)
+	if err != nil {
+		return false
+	}
+	for _, f := range list {
+		if bpfFilter, ok := f.(*netlink.BpfFilter); ok && bpfFilter.Handle == filterHandle && bpfFilter.Priority == filterPriority {
+			return true
+		}
+	}
+	return false
+}
+
+// ingressIsEmpty: nobody else has a filter on either side of clsact.
+func ingressIsEmpty(ifindex int) bool {
+	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
+		list, err := filters(ifindex, parent)
+		if err != nil || len(list) > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func gone(err error) bool {
+	return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) || errors.Is(err, os.ErrNotExist)
+}
+
+// retryDump repeats a netlink dump that the kernel interrupted because the table changed under it.
+func retryDump[T any](dump func() ([]T, error)) ([]T, error) {
+	const attempts = 5
+	var out []T
+	var err error
+	for range attempts {
+		out, err = dump()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return out, err
+}

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+
+	"github.com/go-logr/logr/testr"
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/kubepace/kubepace/bandwidth"
+)
+
+// requireRoot skips, or fails where CI promised root.
+func requireRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if os.Getenv("CI") == "true" {
+		t.Fatal("needs root: it loads eBPF programs")
+	}
+	t.Skip("needs root: it loads eBPF programs")
+}
+
+// inNamespace runs the test's body in a network namespace of its own, on a thread that is thrown away.
+func inNamespace(t *testing.T, body func(t *testing.T)) {
+	t.Helper()
+	requireRoot(t)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			t.Errorf("unshare: %v", err)
+			return
+		}
+		body(t)
+	}()
+	<-done
+}
+
+// tempBPFFS is a bpffs of the test's own.
+func tempBPFFS(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("bpf", dir, "bpf", 0, "mode=0700"); err != nil {
+		t.Fatalf("mount bpffs: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Errorf("unmount bpffs: %v", err)
+		}
+	})
+	return filepath.Join(dir, "kubepace")
+}
+
+func mustOpen(t *testing.T, bpffs string) *Datapath {
+	t.Helper()
+	d, err := Open(Options{BPFFS: bpffs, Log: testr.New(t)})
+	if err != nil {
+		t.Errorf("open: %+v", err)
+		runtime.Goexit()
+	}
+	return d
+}
+
+func mustVeth(t *testing.T, name string) Device {
+	t.Helper()
+	err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name + "p"})
+	if err != nil {
+		t.Errorf("add veth: %v", err)
+		runtime.Goexit()
+	}
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		t.Errorf("find veth: %v", err)
+		runtime.Goexit()
+	}
+	return Device{Index: link.Attrs().Index, Name: name}
+}
+
+func mustStates(t *testing.T, bpffs string) []State {
+	t.Helper()
+	states, err := Read(bpffs)
+	if err != nil {
+		t.Errorf("read: %v", err)
+		runtime.Goexit()
+	}
+	for i := range states {
+		states[i].Counters, states[i].Backlog = Counters{}, 0
+	}
+	return states
+}
+
+func TestLifecycle(t *testing.T) {
+	bpffs := tempBPFFS(t)
+	inNamespace(t, func(t *testing.T) {
+		if _, err := Read(bpffs); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("read before the first agent: %v, want one that wraps fs.ErrNotExist", err)
+		}
+		d := mustOpen(t, bpffs)
+		hook := HookClsact
+		if d.Features().TCX {
+			hook = HookTCX
+		}
+		a, b := mustVeth(t, "a"), mustVeth(t, "b")
+		web := Limit{Pod: Pod{"team", "web", "uid-web"}, Devices: []Device{a}, Rate: 10 * bandwidth.Megabit, Mode: ModePacing}
+		if err := d.Set(web); err != nil {
+			t.Errorf("set: %v", err)
+			return
+		}
+		want := []State{{Limit: web, Horizon: HorizonPacing}}
+		want[0].Devices = []Device{{a.Index, "a", hook}}
+		if diff := cmp.Diff(want, mustStates(t, bpffs)); diff != "" {
+			t.Errorf("after set (-want +got):\n%s", diff)
+		}
+
+		// Live change, and a second device.
+		web.Rate, web.Devices = 20*bandwidth.Megabit, []Device{a, b}
+		if err := d.Set(web); err != nil {
+			t.Errorf("set again: %v", err)
+		}
+		want[0].Rate = web.Rate
+		want[0].Devices = []Device{{a.Index, "a", hook}, {b.Index, "b", hook}}
+		if diff := cmp.Diff(want, mustStates(t, bpffs)); diff != "" {
+			t.Errorf("after change (-want +got):\n%s", diff)
+		}
+
+		// The agent dies and comes back; meanwhile a device disappeared.
+		d.Close()
+		if diff := cmp.Diff(want, mustStates(t, bpffs)); diff != "" {
+			t.Errorf("without agent (-want +got):\n%s", diff)
+		}
+		if err := netlink.LinkDel(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "b"}}); err != nil {
+			t.Errorf("delete veth: %v", err)
+		}
+		d = mustOpen(t, bpffs)
+		defer d.Close()
+		want[0].Devices = want[0].Devices[:1]
+		if diff := cmp.Diff(want, mustStates(t, bpffs)); diff != "" {
+			t.Errorf("adopted (-want +got):\n%s", diff)
+		}
+		if err := d.Remove("uid-web"); err != nil {
+			t.Errorf("remove: %v", err)
+		}
+		if err := d.Remove("uid-web"); err != nil {
+			t.Errorf("remove twice: %v", err)
+		}
+		if got := mustStates(t, bpffs); len(got) != 0 || hookOf(d.pins, a.Index) != HookNone {
+			t.Errorf("after remove: %v, hook %q", got, hookOf(d.pins, a.Index))
+		}
+	})
+}
+
+func TestSetRepairs(t *testing.T) {
+	bpffs := tempBPFFS(t)
+	inNamespace(t, func(t *testing.T) {
+		d := mustOpen(t, bpffs)
+		defer d.Close()
+		a := mustVeth(t, "a")
+		web := Limit{Pod: Pod{"team", "web", "uid-web"}, Devices: []Device{a}, Rate: bandwidth.Megabit}
+		if err := d.Set(web); err != nil {
+			t.Errorf("set: %v", err)
+			return
+		}
+		if err := detach(d.pins, a.Index, true); err != nil {
+			t.Errorf("detach: %v", err)
+		}
+		if hookOf(d.pins, a.Index) != HookNone {
+			t.Error("still attached")
+		}
+		if err := d.Set(web); err != nil {
+			t.Errorf("set again: %v", err)
+		}
+		if hookOf(d.pins, a.Index) == HookNone {
+			t.Error("not repaired")
+		}
+	})
+}
+
+func TestClsact(t *testing.T) {
+	bpffs := tempBPFFS(t)
+	inNamespace(t, func(t *testing.T) {
+		d := mustOpen(t, bpffs)
+		defer d.Close()
+		ours, theirs := mustVeth(t, "ours"), mustVeth(t, "theirs")
+		ingress := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{
+			LinkIndex: theirs.Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_INGRESS,
+		}}
+		if err := netlink.QdiscAdd(ingress); err != nil {
+			t.Errorf("add an ingress qdisc as the CNI bandwidth plugin does: %v", err)
+		}
+		for _, dev := range []Device{ours, theirs} {
+			own, err := attachClsact(d.objects.KubepaceEgress, dev.Index)
+			if err != nil || own != (dev == ours) {
+				t.Errorf("attach to %s: own %v, %v", dev.Name, own, err)
+			}
+			// Replacing does not add a second filter.
+			if _, err := attachClsact(d.objects.KubepaceEgress, dev.Index); err != nil {
+				t.Errorf("attach to %s again: %v", dev.Name, err)
+			}
+			if list, err := filters(dev.Index, netlink.HANDLE_MIN_INGRESS); err != nil || len(list) != 1 || !hasFilter(dev.Index) {
+				t.Errorf("filters of %s: %v, %v", dev.Name, list, err)
+			}
+			if err := detach(d.pins, dev.Index, own); err != nil {
+				t.Errorf("detach from %s: %v", dev.Name, err)
+			}
+			if hasFilter(dev.Index) || hasIngressQdisc(dev.Index) != (dev == theirs) {
+				t.Errorf("%s: filter %v, ingress qdisc %v", dev.Name, hasFilter(dev.Index), hasIngressQdisc(dev.Index))
+			}
+		}
+	})
+}
+
+func TestCleanup(t *testing.T) {
+	bpffs := tempBPFFS(t)
+	inNamespace(t, func(t *testing.T) {
+		d := mustOpen(t, bpffs)
+		a := mustVeth(t, "a")
+		if err := d.Set(Limit{Pod: Pod{"team", "web", "uid"}, Devices: []Device{a}, Rate: bandwidth.Megabit}); err != nil {
+			t.Errorf("set: %v", err)
+		}
+		d.Close()
+		if err := Cleanup(bpffs); err != nil {
+			t.Errorf("cleanup: %v", err)
+		}
+		if _, err := os.Stat(bpffs); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("pins are left: %v", err)
+		}
+		if hasFilter(a.Index) || hasIngressQdisc(a.Index) {
+			t.Error("a filter is left")
+		}
+		if err := Cleanup(bpffs); err != nil {
+			t.Errorf("cleanup of nothing: %v", err)
+		}
+	})
+}
+
+func TestSetRefuses(t *testing.T) {
+	pod, dev := Pod{"team", "web", "uid"}, []Device{{Index: 1}}
+	for name, limit := range map[string]Limit{
+		"no UID":       {Pod: Pod{"team", "web", ""}, Devices: dev, Rate: bandwidth.Megabit},
+		"no rate":      {Pod: pod, Devices: dev},
+		"rate too low": {Pod: pod, Devices: dev, Rate: 999},
+		"no device":    {Pod: pod, Rate: bandwidth.Megabit},
+		"long name":    {Pod: Pod{"team", string(make([]byte, 300)), "uid"}, Devices: dev, Rate: bandwidth.Megabit},
+	} {
+		if err := new(Datapath).Set(limit); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"time"
+
+	"github.com/kubepace/kubepace/bandwidth"
+	"github.com/kubepace/kubepace/bpf"
+)
+
+const (
+	// HorizonPacing is the least backlog in time beyond which a paced pod loses packets. Short enough that a
+	// standing queue does not hurt, long enough for cubic to fill the limit over a round trip of 200 ms.
+	HorizonPacing = 100 * time.Millisecond
+	// HorizonPolicing is the same where nothing can wait: the burst that a policed pod may send at once.
+	// A shorter one loses throughput, see docs/benchmarks.md.
+	HorizonPolicing = 200 * time.Millisecond
+
+	frameBytes   = 1514  // an Ethernet frame of MTU 1500 with its link header
+	gsoBytes     = 65536 // PACE_GSO_BYTES
+	bitNsPerByte = 8 * uint64(time.Second)
+)
+
+// paceLimit is the form in which the program reads a limit.
+func paceLimit(rate bandwidth.Rate, mode Mode) bpf.EgressPaceLimit {
+	bps := uint64(rate.BitsPerSecond())
+	horizon := HorizonPolicing
+	if mode == ModePacing {
+		horizon = HorizonPacing
+	}
+	return bpf.EgressPaceLimit{
+		RateBps:   bps,
+		HorizonNs: uint64(horizon),
+		MtuNs:     costNs(frameBytes, bps),
+		GsoNs:     costNs(gsoBytes, bps),
+		Mode:      bpf.EgressPaceMode(mode),
+	}
+}
+
+// costNs is how long so many bytes take at a rate, rounded down.
+func costNs(bytes, bitsPerSecond uint64) uint64 { return bytes * bitNsPerByte / bitsPerSecond }
+
+// horizonOf mirrors what the program uses for one competing flow.
+func horizonOf(l bpf.EgressPaceLimit) time.Duration {
+	horizon := max(l.HorizonNs, 4*l.MtuNs)
+	if Mode(l.Mode) == ModePacing {
+		return time.Duration(min(horizon, uint64(9*time.Second)))
+	}
+	return time.Duration(max(horizon, 2*l.GsoNs))
+}

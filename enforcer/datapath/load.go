@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
+
+	"github.com/kubepace/kubepace/bpf"
+)
+
+const rodata = ".rodata"
+
+// objects are the program and the maps, without the compiler's own.
+type objects struct {
+	bpf.EgressPrograms
+	bpf.EgressMaps
+}
+
+// Close lets go of the file descriptors.
+func (o *objects) Close() error { return errors.Join(o.EgressPrograms.Close(), o.EgressMaps.Close()) }
+
+// mapNames are the pinned maps, by their names in the program.
+func mapNames() []string {
+	return []string{
+		bpf.EgressMapKubepaceDevices, bpf.EgressMapKubepaceLimits, bpf.EgressMapKubepacePods,
+		bpf.EgressMapKubepaceFlows, bpf.EgressMapKubepaceIdentities,
+	}
+}
+
+// load puts the program into the kernel, on the maps that are pinned already, and pins what is not.
+func (d *Datapath) load() error {
+	// Kernels before 5.11 charge maps to RLIMIT_MEMLOCK.
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return fmt.Errorf("lift RLIMIT_MEMLOCK: %w", err)
+	}
+	spec, err := d.spec()
+	if err != nil {
+		return err
+	}
+	replacements, err := d.pinnedMaps()
+	if err != nil {
+		return err
+	}
+	defer closeMaps(replacements)
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replacements})
+	if errors.Is(err, ebpf.ErrMapIncompatible) {
+		return fmt.Errorf("the maps pinned under %s are of another version of kubepace; `kubepace-enforcer cleanup` removes them, and the limits with them: %w", d.pins.dir(), err)
+	}
+	if err != nil {
+		return fmt.Errorf("load the egress program: %w", err)
+	}
+	defer coll.Close()
+	if err := d.pin(coll, replacements); err != nil {
+		return err
+	}
+	d.objects = new(objects)
+	if err := errors.Join(coll.Assign(&d.objects.EgressPrograms), coll.Assign(&d.objects.EgressMaps)); err != nil {
+		return fmt.Errorf("assign the egress program's objects: %w", err)
+	}
+	d.inner = spec.Maps[bpf.EgressMapKubepaceFlows].InnerMap
+	return nil
+}
+
+// spec is the compiled program with this kernel's settings.
+func (d *Datapath) spec() (*ebpf.CollectionSpec, error) {
+	spec, err := bpf.LoadEgress()
+	if err != nil {
+		return nil, fmt.Errorf("read the egress program: %w", err)
+	}
+	delete(spec.Maps, ".bss") // holds a type for the compiler, no data
+	delete(spec.Variables, bpf.EgressVarKubepaceUnused)
+	seed, err := d.hashSeed(spec)
+	if err != nil {
+		return nil, err
+	}
+	if err := spec.Variables[bpf.EgressVarHashSeed].Set(seed); err != nil {
+		return nil, fmt.Errorf("set the hash seed: %w", err)
+	}
+	canStamp := uint32(0)
+	if d.features.Stamp {
+		canStamp = 1
+	}
+	if err := spec.Variables[bpf.EgressVarCanStamp].Set(canStamp); err != nil {
+		return nil, fmt.Errorf("set can_stamp: %w", err)
+	}
+	return spec, nil
+}
+
+// hashSeed is the pinned program's, so that its flows stay where they are; else a new one.
+func (d *Datapath) hashSeed(spec *ebpf.CollectionSpec) (uint64, error) {
+	m, err := ebpf.LoadPinnedMap(d.pins.file(pinRodata), nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		var seed [8]byte
+		if _, err := rand.Read(seed[:]); err != nil {
+			return 0, fmt.Errorf("draw a hash seed: %w", err)
+		}
+		return binary.LittleEndian.Uint64(seed[:]), nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("load pinned settings: %w", err)
+	}
+	defer m.Close()
+	data, err := m.LookupBytes(uint32(0))
+	if err != nil {
+		return 0, fmt.Errorf("read pinned settings: %w", err)
+	}
+	offset := spec.Variables[bpf.EgressVarHashSeed].Offset
+	if uint64(len(data)) < uint64(offset)+8 {
+		return 0, fmt.Errorf("pinned settings have %d bytes, too few", len(data))
+	}
+	return binary.LittleEndian.Uint64(data[offset:]), nil
+}
+
+func (d *Datapath) pinnedMaps() (map[string]*ebpf.Map, error) {
+	out := map[string]*ebpf.Map{}
+	for _, name := range mapNames() {
+		m, err := ebpf.LoadPinnedMap(d.pins.file(name), nil)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			closeMaps(out)
+			return nil, fmt.Errorf("load pinned map %s: %w", name, err)
+		}
+		out[name] = m
+	}
+	return out, nil
+}
+
+func closeMaps(maps map[string]*ebpf.Map) {
+	for _, m := range maps {
+		m.Close()
+	}
+}
+
+// pin keeps the maps, the settings and the program beyond this process. The program's pin is the last: it says that
+// the rest is there.
+func (d *Datapath) pin(coll *ebpf.Collection, have map[string]*ebpf.Map) error {
+	for _, name := range mapNames() {
+		if have[name] != nil {
+			continue
+		}
+		if err := coll.Maps[name].Pin(d.pins.file(name)); err != nil {
+			return fmt.Errorf("pin map %s: %w", name, err)
+		}
+	}
+	for _, name := range []string{pinRodata, pinProgram} {
+		if err := os.Remove(d.pins.file(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("replace pin: %w", err)
+		}
+	}
+	if err := coll.Maps[rodata].Pin(d.pins.file(pinRodata)); err != nil {
+		return fmt.Errorf("pin settings: %w", err)
+	}
+	if err := coll.Programs[bpf.EgressProgKubepaceEgress].Pin(d.pins.file(pinProgram)); err != nil {
+		return fmt.Errorf("pin the program: %w", err)
+	}
+	return nil
+}
+
+// adopt rebuilds the agent's knowledge from the maps and gives every device the new program. A device that is gone
+// loses its entry.
+func (d *Datapath) adopt() error {
+	bySlot := map[uint32]*entry{}
+	var slot uint32
+	var id bpf.EgressKubepaceIdentity
+	for it := d.objects.KubepaceIdentities.Iterate(); it.Next(&slot, &id); {
+		e := &entry{slot: slot, identity: podOf(id), devices: map[int]bpf.EgressKubepaceDevice{}}
+		if err := d.objects.KubepaceLimits.Lookup(slot, &e.limit); err != nil {
+			return fmt.Errorf("read limit of slot %d: %w", slot, err)
+		}
+		bySlot[slot], d.pods[e.identity.UID], d.slots[slot] = e, e, true
+	}
+	devices, err := readDevices(d.objects.KubepaceDevices)
+	if err != nil {
+		return err
+	}
+	for ifindex, record := range devices {
+		e := bySlot[record.Slot]
+		if e == nil {
+			e = &entry{devices: map[int]bpf.EgressKubepaceDevice{}}
+		}
+		e.devices[ifindex] = record
+		if bySlot[record.Slot] != nil {
+			if _, err := attach(d.pins, d.objects.KubepaceEgress, ifindex); err == nil {
+				d.log.V(1).Info("adopted", "pod", e.identity.String(), "ifindex", ifindex)
+				continue
+			}
+		}
+		d.log.Info("collecting a device without pod", "ifindex", ifindex)
+		if err := d.dropDevice(e, ifindex); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Cleanup removes every limit, link, filter and pin under bpffs. It needs no running agent; one that runs must be
+// stopped first.
+func Cleanup(bpffs string) error {
+	if bpffs == "" {
+		bpffs = DefaultBPFFS
+	}
+	p := pins{root: bpffs}
+	m, err := ebpf.LoadPinnedMap(p.file(bpf.EgressMapKubepaceDevices), nil)
+	if err == nil {
+		defer m.Close()
+		devices, err := readDevices(m)
+		if err != nil {
+			return err
+		}
+		for ifindex, record := range devices {
+			own := record.Flags&bpf.EgressKubepaceDeviceFlagsKUBEPACE_OWN_CLSACT != 0
+			if err := detach(p, ifindex, own); err != nil {
+				return err
+			}
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("load pinned devices: %w", err)
+	}
+	return p.remove()
+}

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"slices"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/kubepace/kubepace/bandwidth"
+	"github.com/kubepace/kubepace/bpf"
+)
+
+// Read returns what is pinned under bpffs, agent or not, sorted by namespace and name. It only looks: no lock is
+// taken in the kernel and no map is written. Where nothing is pinned it returns no states and an error that wraps
+// os.ErrNotExist.
+func Read(bpffs string) ([]State, error) {
+	if bpffs == "" {
+		bpffs = DefaultBPFFS
+	}
+	p := pins{root: bpffs}
+	if !p.exist() {
+		return nil, fmt.Errorf("nothing is pinned under %s: %w", p.dir(), fs.ErrNotExist)
+	}
+	var maps bpf.EgressMaps
+	for name, to := range map[string]**ebpf.Map{
+		bpf.EgressMapKubepaceDevices:    &maps.KubepaceDevices,
+		bpf.EgressMapKubepaceLimits:     &maps.KubepaceLimits,
+		bpf.EgressMapKubepacePods:       &maps.KubepacePods,
+		bpf.EgressMapKubepaceIdentities: &maps.KubepaceIdentities,
+	} {
+		m, err := ebpf.LoadPinnedMap(p.file(name), &ebpf.LoadPinOptions{ReadOnly: true})
+		if err != nil {
+			return nil, fmt.Errorf("load pinned map %s: %w", name, err)
+		}
+		defer m.Close()
+		*to = m
+	}
+	return readStates(p, &maps)
+}
+
+func readStates(p pins, maps *bpf.EgressMaps) ([]State, error) {
+	devices, err := readDevices(maps.KubepaceDevices)
+	if err != nil {
+		return nil, err
+	}
+	bySlot := map[uint32][]Device{}
+	for ifindex, record := range devices {
+		dev := Device{Index: ifindex, Hook: hookOf(p, ifindex)}
+		if i, err := net.InterfaceByIndex(ifindex); err == nil {
+			dev.Name = i.Name
+		}
+		bySlot[record.Slot] = append(bySlot[record.Slot], dev)
+	}
+	var states []State
+	var slot uint32
+	var id bpf.EgressKubepaceIdentity
+	it := maps.KubepaceIdentities.Iterate()
+	for it.Next(&slot, &id) {
+		s, err := readState(maps, slot)
+		if err != nil {
+			return nil, err
+		}
+		s.Pod = podOf(id)
+		s.Devices = bySlot[slot]
+		slices.SortFunc(s.Devices, func(a, b Device) int { return cmp.Compare(a.Index, b.Index) })
+		states = append(states, s)
+	}
+	if err := it.Err(); err != nil {
+		return nil, fmt.Errorf("list pods: %w", err)
+	}
+	slices.SortFunc(states, func(a, b State) int {
+		return cmp.Or(cmp.Compare(a.Pod.Namespace, b.Pod.Namespace), cmp.Compare(a.Pod.Name, b.Pod.Name), cmp.Compare(a.Pod.UID, b.Pod.UID))
+	})
+	return states, nil
+}
+
+func readState(maps *bpf.EgressMaps, slot uint32) (State, error) {
+	var limit bpf.EgressPaceLimit
+	if err := maps.KubepaceLimits.Lookup(slot, &limit); err != nil {
+		return State{}, fmt.Errorf("read limit of slot %d: %w", slot, err)
+	}
+	var pod bpf.EgressPacePod
+	if err := maps.KubepacePods.Lookup(slot, &pod); err != nil {
+		return State{}, fmt.Errorf("read clock of slot %d: %w", slot, err)
+	}
+	s := State{
+		Limit: Limit{Rate: bandwidth.Rate(limit.RateBps), Mode: Mode(limit.Mode)},
+		Counters: Counters{
+			Packets: pod.Packets, Bytes: pod.Bytes, Delayed: pod.Delayed, Sparse: pod.Sparse, Marked: pod.Marked,
+			Dropped: pod.Dropped, DroppedBytes: pod.DroppedBytes,
+		},
+	}
+	if limit.RateBps != 0 {
+		s.Horizon = horizonOf(limit)
+	}
+	if now := monotonicNs(); pod.ClockNs > now {
+		s.Backlog = time.Duration(pod.ClockNs - now)
+	}
+	return s, nil
+}
+
+// readDevices repeats the listing while the agent changes the map under it.
+func readDevices(m *ebpf.Map) (map[int]bpf.EgressKubepaceDevice, error) {
+	const attempts = 5
+	var err error
+	for range attempts {
+		out := map[int]bpf.EgressKubepaceDevice{}
+		var ifindex uint32
+		var record bpf.EgressKubepaceDevice
+		it := m.Iterate()
+		for it.Next(&ifindex, &record) {
+			out[int(ifindex)] = record
+		}
+		if err = it.Err(); err == nil {
+			return out, nil
+		}
+		if !errors.Is(err, ebpf.ErrIterationAborted) {
+			break
+		}
+	}
+	return nil, fmt.Errorf("list devices: %w", err)
+}
+
+// monotonicNs is the clock of bpf_ktime_get_ns.
+func monotonicNs() uint64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		return 0
+	}
+	return uint64(ts.Nano())
+}
+
+func identityOf(p Pod) bpf.EgressKubepaceIdentity {
+	var id bpf.EgressKubepaceIdentity
+	putText(id.Uid[:], p.UID)
+	putText(id.Namespace[:], p.Namespace)
+	putText(id.Name[:], p.Name)
+	return id
+}
+
+func podOf(id bpf.EgressKubepaceIdentity) Pod {
+	return Pod{UID: text(id.Uid[:]), Namespace: text(id.Namespace[:]), Name: text(id.Name[:])}
+}
+
+// putText keeps room for a final zero. Kubernetes' own limits (63, 253, 36) fit.
+func putText(to []int8, s string) {
+	for i := 0; i < len(s) && i < len(to)-1; i++ {
+		to[i] = int8(s[i])
+	}
+}
+
+func text(from []int8) string {
+	b := make([]byte, 0, len(from))
+	for _, c := range from {
+		if c == 0 {
+			break
+		}
+		b = append(b, byte(c))
+	}
+	return string(b)
+}
