@@ -252,8 +252,8 @@ static __always_inline __u64 pace_parked_now(struct pace_parked *q, __u64 now)
 		q->packets = 0;
 		q->at_ns = now;
 	} else if (now > q->at_ns) {
-		q->packets = q->packets * (q->end_ns - now) /
-			     (q->end_ns - q->at_ns);
+		q->packets =
+			q->packets * (q->end_ns - now) / (q->end_ns - q->at_ns);
 		q->at_ns = now;
 	}
 	return q->packets;
@@ -274,12 +274,10 @@ static __always_inline int pace_over(const struct pace_limit *l, __u64 backlog,
 	return backlog > room;
 }
 
-static __always_inline int pace_must_drop(struct pace_pod *p,
-					  const struct pace_flow *f,
-					  const struct pace_limit *l,
-					  const struct pace_packet *k,
-					  __u64 backlog, __u64 cost,
-					  __u64 horizon)
+static __always_inline int
+pace_must_drop(struct pace_pod *p, const struct pace_flow *f,
+	       const struct pace_limit *l, const struct pace_packet *k,
+	       __u64 backlog, __u64 cost, __u64 horizon)
 {
 	__u64 lead = f->tag_ns > k->now_ns ? f->tag_ns - k->now_ns : 0;
 	__u64 room = horizon;
@@ -318,8 +316,8 @@ static __always_inline __u64 pace_depart(struct pace_pod *p,
 	__u64 now = k->now_ns, depart = pace_max(clock, f->depart_ns);
 	__u64 own = pace_min(k->own_depart_ns, now + horizon);
 
-	if (own > depart && pace_parked_now(&p->own, now) <
-				    PACE_MAX_OWN << PACE_PARKED_SHIFT) {
+	if (own > depart &&
+	    pace_parked_now(&p->own, now) < PACE_MAX_OWN << PACE_PARKED_SHIFT) {
 		pace_park(&p->own, own);
 		return own;
 	}
@@ -356,11 +354,8 @@ static __always_inline void pace_charge(struct pace_pod *p, struct pace_flow *f,
 					const struct pace_packet *k,
 					__u64 clock, __u64 cost, __u64 n)
 {
-	__u64 now = k->now_ns, tag = pace_max(f->tag_ns, now) + n * cost;
-
 	p->clock_ns = clock + cost;
-	/* What waits of one flow is at most all that waits. */
-	f->tag_ns = pace_min(tag, now + n * (p->clock_ns - now));
+	f->tag_ns = pace_max(f->tag_ns, k->now_ns) + n * cost;
 	p->packets += k->segments;
 	p->bytes += k->bytes;
 }
@@ -384,6 +379,8 @@ pace_admit(struct pace_pod *p, struct pace_flow *f, const struct pace_limit *l,
 	cost = bit_ns / l->rate_bps;
 	clock = pace_max(p->clock_ns, now);
 	backlog = clock - now;
+	/* What waits of one flow is at most all that waits. */
+	f->tag_ns = pace_min(f->tag_ns, now + n * backlog);
 
 	sparse = pace_sparse_allowed(p, f, l, now, cost, n);
 	if (l->mode == PACE_POLICING && backlog + cost > horizon)
@@ -406,7 +403,8 @@ pace_admit(struct pace_pod *p, struct pace_flow *f, const struct pace_limit *l,
 	v.mark = !sparse && backlog > horizon / 4;
 	v.depart_ns = now;
 	if (l->mode == PACE_PACING)
-		v.depart_ns = pace_depart(p, f, k, sparse ? now : clock, horizon);
+		v.depart_ns =
+			pace_depart(p, f, k, sparse ? now : clock, horizon);
 	f->depart_ns = v.depart_ns;
 	p->delayed += v.depart_ns > now;
 	p->remainder = bit_ns - cost * l->rate_bps;

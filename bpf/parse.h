@@ -24,8 +24,6 @@
 #define PARSE_IP_OFFSET 0x1fff
 #define PARSE_MAX_EXTENSIONS 6
 
-
-
 struct parsed {
 	__u64 key; /* hash of the flow, never 0 */
 	__u32 bytes; /* on the wire: link header to payload, all segments */
