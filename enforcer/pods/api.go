@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pods
+
+import (
+	"context"
+	"fmt"
+	"sort"
+	"sync/atomic"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/rest"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/kubepace/kubepace/bandwidth"
+	"github.com/kubepace/kubepace/enforcer/datapath"
+)
+
+// APIServer is the pods that are bound to one node, watched at the API server. While the API server is away the last
+// known pods stay, and Snapshot.Complete stays what it was.
+type APIServer struct {
+	cache   cache.Cache
+	log     logr.Logger
+	changes signal
+	synced  atomic.Bool
+}
+
+var _ Source = (*APIServer)(nil)
+
+// NewAPIServer prepares a watch on the pods of node. It talks to the API server only once Run is called.
+func NewAPIServer(config *rest.Config, node string, log logr.Logger) (*APIServer, error) {
+	scheme := runtime.NewScheme()
+	if err := corev1.AddToScheme(scheme); err != nil {
+		return nil, fmt.Errorf("build scheme: %w", err)
+	}
+	// One fixed kind: discovery would only cost requests, and fail where the API server is away at start.
+	mapper := meta.NewDefaultRESTMapper(nil)
+	mapper.Add(corev1.SchemeGroupVersion.WithKind("Pod"), meta.RESTScopeNamespace)
+	c, err := cache.New(config, cache.Options{
+		Scheme: scheme,
+		Mapper: mapper,
+		ByObject: map[client.Object]cache.ByObject{
+			&corev1.Pod{}: {Field: fields.OneTermEqualSelector("spec.nodeName", node), Transform: strip},
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("build cache of pods: %w", err)
+	}
+	return &APIServer{cache: c, log: log, changes: newSignal()}, nil
+}
+
+// strip keeps of each pod only what fromObject reads: a node's pods with all their volumes and environments are
+// megabytes.
+func strip(object any) (any, error) {
+	pod, ok := object.(*corev1.Pod)
+	if !ok {
+		return object, nil
+	}
+	small := &corev1.Pod{
+		TypeMeta: pod.TypeMeta,
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, ResourceVersion: pod.ResourceVersion,
+		},
+		Spec:   corev1.PodSpec{NodeName: pod.Spec.NodeName, HostNetwork: pod.Spec.HostNetwork},
+		Status: corev1.PodStatus{Phase: pod.Status.Phase, PodIP: pod.Status.PodIP, PodIPs: pod.Status.PodIPs},
+	}
+	if text, ok := pod.Annotations[bandwidth.AnnotationEgress]; ok {
+		small.Annotations = map[string]string{bandwidth.AnnotationEgress: text}
+	}
+	return small, nil
+}
+
+// Run implements Source.
+func (a *APIServer) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- a.cache.Start(ctx) }()
+	if err := a.watch(ctx); err != nil {
+		cancel()
+		<-done
+		return err
+	}
+	if err := <-done; err != nil {
+		return fmt.Errorf("watch pods: %w", err)
+	}
+	return nil
+}
+
+func (a *APIServer) watch(ctx context.Context) error {
+	// Not blocking until the first sync: an API server that is away at start must not keep Run from returning at the
+	// end of ctx without an error.
+	informer, err := a.cache.GetInformer(ctx, &corev1.Pod{}, cache.BlockUntilSynced(false))
+	if err != nil {
+		return fmt.Errorf("watch pods: %w", err)
+	}
+	handler, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+		AddFunc:    func(any) { a.changes.notify() },
+		UpdateFunc: func(any, any) { a.changes.notify() },
+		DeleteFunc: func(any) { a.changes.notify() },
+	})
+	if err != nil {
+		return fmt.Errorf("watch pods: add handler: %w", err)
+	}
+	if toolscache.WaitForCacheSync(ctx.Done(), handler.HasSynced) {
+		a.synced.Store(true)
+		a.changes.notify()
+		a.log.Info("pods synced with the API server")
+	}
+	return nil
+}
+
+// Snapshot implements Source.
+func (a *APIServer) Snapshot() Snapshot {
+	if !a.synced.Load() {
+		return Snapshot{}
+	}
+	var list corev1.PodList
+	if err := a.cache.List(context.Background(), &list, client.UnsafeDisableDeepCopy); err != nil {
+		return Snapshot{Problems: []error{fmt.Errorf("list pods: %w", err)}}
+	}
+	s := Snapshot{Complete: true}
+	for i := range list.Items {
+		pod := &list.Items[i]
+		p, err := fromObject(pod, OriginAPI)
+		if err != nil {
+			s.Problems = append(s.Problems, fmt.Errorf("pod %s/%s: %w", pod.Namespace, pod.Name, err))
+			// An unreadable pod is not a missing one: it stays known, so that its limit stays in force.
+			p = Pod{Pod: datapath.Pod{Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID)}, Err: err, Phase: pod.Status.Phase, Origin: OriginAPI}
+		}
+		s.Pods = append(s.Pods, p)
+	}
+	sort.Slice(s.Pods, func(i, j int) bool { return less(s.Pods[i], s.Pods[j]) })
+	return s
+}
+
+// Changes implements Source.
+func (a *APIServer) Changes() <-chan struct{} { return a.changes }
