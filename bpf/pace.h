@@ -222,7 +222,7 @@ static __always_inline __u64 pace_horizon_ns(const struct pace_limit *l,
 /* The burst of sparse packets that may go ahead of the clock at once. */
 static __always_inline __u64 pace_sparse_burst_ns(const struct pace_limit *l)
 {
-	return pace_max(l->horizon_ns / 4, 2 * l->mtu_ns);
+	return pace_max(l->horizon_ns / 8, 2 * l->mtu_ns);
 }
 
 /*

@@ -70,7 +70,7 @@ func newPacer(t *testing.T, bitsPerSecond uint64, pacing bool) *pacer {
 
 func (p *pacer) setLimit(bitsPerSecond uint64, pacing bool) {
 	p.limit = PaceStepPaceLimit{
-		RateBps: bitsPerSecond, HorizonNs: uint64(200 * time.Millisecond),
+		RateBps: bitsPerSecond, HorizonNs: uint64(300 * time.Millisecond),
 		MtuNs: frameBytes * 8e9 / bitsPerSecond, GsoNs: gsoBytes * 8e9 / bitsPerSecond,
 	}
 	if pacing {
@@ -89,7 +89,7 @@ func (p *pacer) horizon(n uint64) uint64 {
 
 // debt is the stated bound on what goes ahead of the clock, in ns of the rate.
 func (p *pacer) debt(n uint64) uint64 {
-	return p.horizon(n)/4 + max(p.limit.HorizonNs/4, 2*p.limit.MtuNs)
+	return p.horizon(n)/4 + max(p.limit.HorizonNs/8, 2*p.limit.MtuNs)
 }
 
 func (p *pacer) offer(k packet) verdict {
