@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"sort"
 	"sync"
 	"time"
@@ -162,8 +163,10 @@ func (f *Folder) load() error {
 		f.logFile(name, before.err, now.err)
 	}
 	f.files = files
-	f.snapshot = merge(files)
-	f.changes.notify()
+	if merged := merge(files); !reflect.DeepEqual(merged, f.snapshot) {
+		f.snapshot = merged
+		f.changes.notify()
+	}
 	return nil
 }
 

@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package device finds the host-side devices of a pod without asking the CNI: it goes from the pod's network
+// namespace (named by a path, or found by the pod's address) through each interface in it to the peer on the node.
+// Both ends must name each other, and each other's namespace: an ifindex alone means nothing outside its namespace.
+package device
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sort"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/kubepace/kubepace/enforcer/datapath"
+	"github.com/kubepace/kubepace/enforcer/internal/rtnl"
+)
+
+// DefaultNetnsDir is where container runtimes and ip-netns(8) mount network namespaces.
+const DefaultNetnsDir = "/var/run/netns"
+
+// Query says how a pod is found. Netns is used where it is set, IPs otherwise.
+type Query struct {
+	Netns string // path
+	IPs   []netip.Addr
+}
+
+// Found is what leads out of a pod.
+type Found struct {
+	// Devices are the host-side ends, sorted by ifindex; at least one.
+	Devices []Link
+	// Unheld are interfaces of the pod that lead elsewhere and cannot be held, such as "net1 (macvlan)".
+	Unheld []string
+}
+
+// Link is one host-side device and what tells it from a later one with the same ifindex or name.
+type Link struct {
+	datapath.Device
+	Type  string // "veth" or "netkit"
+	MAC   string
+	Peer  int // ifindex of the pod's end, in the pod's namespace
+	PeerN int // id of the pod's namespace, as the agent's namespace counts
+}
+
+// Finder looks from one network namespace: the one of the thread that called NewFinder. Its methods may be called
+// from any thread, by one goroutine at a time.
+type Finder struct {
+	dir  string
+	own  *namespace
+	host *netlink.Handle
+}
+
+// NewFinder opens the caller's network namespace. An empty dir means DefaultNetnsDir; it need not exist.
+func NewFinder(dir string) (*Finder, error) {
+	if dir == "" {
+		dir = DefaultNetnsDir
+	}
+	own, err := ownNamespace()
+	if err != nil {
+		return nil, err
+	}
+	host, err := rtnl.Open(own.handle)
+	if err != nil {
+		own.Close()
+		return nil, err
+	}
+	return &Finder{dir: dir, own: own, host: host}, nil
+}
+
+// Close lets go of the finder's sockets and namespace.
+func (f *Finder) Close() {
+	f.host.Close()
+	f.own.Close()
+}
+
+// Scan starts a round of look-ups. What it learns of devices and addresses is kept until the next round, so that a
+// node full of pods is looked through once and not once for each pod. The caller closes it.
+func (f *Finder) Scan() (*Scan, error) {
+	links, err := rtnl.Dump(f.host.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list devices: %w", err)
+	}
+	s := &Scan{finder: f, links: make(map[int]Link, len(links))}
+	for _, l := range links {
+		s.links[l.Attrs().Index] = newLink(l)
+	}
+	return s, nil
+}
+
+func newLink(l netlink.Link) Link {
+	a := l.Attrs()
+	return Link{
+		Device: datapath.Device{Index: a.Index, Name: a.Name},
+		Type:   l.Type(),
+		MAC:    a.HardwareAddr.String(),
+		Peer:   a.ParentIndex,
+		PeerN:  a.NetNsID,
+	}
+}
+
+// Scan is one round of look-ups.
+type Scan struct {
+	finder *Finder
+	links  map[int]Link // the node's devices, by ifindex
+	byIP   map[netip.Addr][]*namespace
+	open   []*namespace
+}
+
+// Close lets go of the namespaces that were looked into.
+func (s *Scan) Close() {
+	for _, ns := range s.open {
+		ns.Close()
+	}
+	s.open, s.byIP = nil, nil
+}
+
+// Same reports whether l is still the device that it was. An ifindex and a name may both have been given to another
+// device since.
+func (s *Scan) Same(l Link) bool {
+	now, ok := s.links[l.Index]
+	now.MAC = l.MAC // an address may be changed on a living device; index, kind, name and peer identify it
+	return ok && now == l
+}
+
+// Find returns the host-side devices of a pod. Its errors are *NotFoundError, *NoHostVethError, *AmbiguousError and
+// ErrHostNetwork, or tell of a failed system call; Temporary tells which may pass.
+func (s *Scan) Find(q Query) (Found, error) {
+	if q.Netns == "" {
+		return s.findByIP(q.IPs)
+	}
+	ns, err := openNamespace(q.Netns)
+	if missing(err) {
+		return Found{}, &NotFoundError{Netns: q.Netns, Err: err}
+	}
+	if err != nil {
+		return Found{}, fmt.Errorf("network namespace %s: %w", q.Netns, err)
+	}
+	defer ns.Close()
+	return s.peers(ns)
+}
+
+func (s *Scan) findByIP(ips []netip.Addr) (Found, error) {
+	if len(ips) == 0 {
+		return Found{}, &NotFoundError{Dir: s.finder.dir}
+	}
+	if s.byIP == nil {
+		if err := s.index(); err != nil {
+			return Found{}, err
+		}
+	}
+	for _, ip := range ips {
+		switch found := s.byIP[ip]; len(found) {
+		case 0:
+			continue
+		case 1:
+			return s.peers(found[0])
+		default:
+			return s.oneOf(ip, found)
+		}
+	}
+	return Found{}, &NotFoundError{IPs: ips, Dir: s.finder.dir}
+}
+
+// oneOf decides between namespaces that share an address: a dead sandbox may keep the address of its successor, but
+// it has lost its veth.
+func (s *Scan) oneOf(ip netip.Addr, candidates []*namespace) (Found, error) {
+	var result Found
+	var paths []string
+	for _, ns := range candidates {
+		found, err := s.peers(ns)
+		if err == nil {
+			result = found
+			paths = append(paths, ns.path)
+		}
+	}
+	switch len(paths) {
+	case 0:
+		return s.peers(candidates[0])
+	case 1:
+		return result, nil
+	}
+	sort.Strings(paths)
+	return Found{}, &AmbiguousError{IP: ip, Paths: paths}
+}
+
+// index reads the addresses of every namespace in the folder, each once however many names it has. Namespaces come
+// and go meanwhile: those that cannot be read are left out.
+func (s *Scan) index() error {
+	byIP := map[netip.Addr][]*namespace{}
+	entries, err := os.ReadDir(s.finder.dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("read folder of network namespaces: %w", err)
+	}
+	seen := map[nsID]bool{}
+	for _, entry := range entries {
+		ns, err := openNamespace(filepath.Join(s.finder.dir, entry.Name()))
+		if err != nil {
+			continue
+		}
+		s.open = append(s.open, ns)
+		if seen[ns.id] {
+			continue
+		}
+		seen[ns.id] = true
+		addrs, err := ns.addresses()
+		if err != nil {
+			continue
+		}
+		for _, ip := range addrs {
+			byIP[ip] = append(byIP[ip], ns)
+		}
+	}
+	s.byIP = byIP
+	return nil
+}
+
+// peers returns the node's ends of a namespace's interfaces.
+func (s *Scan) peers(ns *namespace) (Found, error) {
+	if ns.id == s.finder.own.id {
+		return Found{}, ErrHostNetwork
+	}
+	h, err := rtnl.Open(ns.handle)
+	if err != nil {
+		return Found{}, fmt.Errorf("look into %s: %w", ns.path, err)
+	}
+	defer h.Close()
+	links, err := rtnl.Dump(h.LinkList)
+	if err != nil {
+		return Found{}, fmt.Errorf("list interfaces in %s: %w", ns.path, err)
+	}
+	// The pod's id for our namespace, and ours for the pod's. -1 (none given) never equals a veth's: an interface
+	// with a peer elsewhere makes the kernel give one.
+	ours, err := h.GetNetNsIdByFd(int(s.finder.own.handle))
+	if err != nil {
+		return Found{}, fmt.Errorf("get namespace id in %s: %w", ns.path, err)
+	}
+	theirs, err := s.finder.host.GetNetNsIdByFd(int(ns.handle))
+	if err != nil {
+		return Found{}, fmt.Errorf("get namespace id of %s: %w", ns.path, err)
+	}
+	var found Found
+	for _, l := range links {
+		inside := newLink(l)
+		host, ok := s.links[inside.Peer]
+		switch {
+		case !sends(inside):
+		case ok && isPair(inside, ours) && isPair(host, theirs) && host.Peer == inside.Index:
+			found.Devices = append(found.Devices, host)
+		default:
+			found.Unheld = append(found.Unheld, fmt.Sprintf("%s (%s)", inside.Name, describe(inside, ours)))
+		}
+	}
+	if len(found.Devices) == 0 {
+		return Found{}, &NoHostVethError{Interfaces: found.Unheld}
+	}
+	sort.Slice(found.Devices, func(i, j int) bool { return found.Devices[i].Index < found.Devices[j].Index })
+	return found, nil
+}
+
+// isPair reports whether l is an end of a pair whose other end is in the namespace with the given id.
+func isPair(l Link, other int) bool {
+	return (l.Type == "veth" || l.Type == "netkit") && other >= 0 && l.PeerN == other && l.Peer > 0
+}
+
+func describe(l Link, ours int) string {
+	if l.Type == "veth" && l.PeerN != ours {
+		return "veth to another namespace"
+	}
+	return l.Type
+}
+
+// sends leaves out what carries no packet out of a namespace by itself: loopback, and virtual devices that lead
+// through another interface of the same namespace (the tunnels' fallback devices stand in every namespace).
+func sends(l Link) bool {
+	if l.PeerN >= 0 {
+		return true // linked to something outside
+	}
+	switch l.Type {
+	case "device":
+		return l.Name != "lo"
+	case "macvlan", "macvtap", "ipvlan", "ipvtap", "ipoib", "can", "wwan":
+		return true
+	}
+	return false
+}

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package device
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+
+	"github.com/kubepace/kubepace/enforcer/internal/rtnl"
+)
+
+// rewatch is how often a folder of namespaces that does not exist yet is looked for.
+const rewatch = 5 * time.Second
+
+// WatchNode calls changed for each change of the node's devices, routes, qdiscs and filters, until ctx ends. ready is
+// called when no later change can be missed.
+func (f *Finder) WatchNode(ctx context.Context, ready func(), changed func(rtnl.Change)) error {
+	return rtnl.Watch(ctx, f.own.handle, ready, changed)
+}
+
+// WatchNetns calls changed when a network namespace appears in the finder's folder or leaves it, until ctx ends. A
+// namespace is mounted onto its file a moment after the file was made, and only the latter can be watched: look
+// again after a moment.
+func (f *Finder) WatchNetns(ctx context.Context, changed func()) error {
+	watcher, err := fsnotify.NewWatcher()
+	if err != nil {
+		return fmt.Errorf("watch %s: %w", f.dir, err)
+	}
+	defer watcher.Close() //nolint:errcheck // nothing to do about it
+	ticker := time.NewTicker(rewatch)
+	defer ticker.Stop()
+	// A folder that is missing is no error: ip-netns(8) and the runtimes make it when they need it.
+	_ = watcher.Add(f.dir)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+			if len(watcher.WatchList()) == 0 && watcher.Add(f.dir) == nil {
+				changed()
+			}
+		case <-watcher.Errors:
+			changed()
+		case event := <-watcher.Events:
+			if event.Has(fsnotify.Create) || event.Has(fsnotify.Remove) || event.Has(fsnotify.Rename) {
+				changed()
+			}
+		}
+	}
+}

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rtnl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// Change is what sort of table the kernel reported a change of.
+type Change int
+
+const (
+	ChangeLink  Change = iota // devices came, went or changed
+	ChangeRoute               // routes of either family
+	ChangeTC                  // qdiscs and filters
+	ChangeLost                // the kernel dropped notices: anything may have changed
+)
+
+// Watch calls changed for each change of devices, routes, qdiscs and filters in ns, from one goroutine, until ctx
+// ends; it returns nil then. The calls must be quick. ns may be closed once ready was called; ready is called when
+// no later change can be missed.
+func Watch(ctx context.Context, ns netns.NsHandle, ready func(), changed func(Change)) error {
+	s, err := nl.SubscribeAt(ns, netns.None(), unix.NETLINK_ROUTE,
+		unix.RTNLGRP_LINK, unix.RTNLGRP_TC, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
+	if err != nil {
+		return fmt.Errorf("subscribe to netlink: %w", err)
+	}
+	stop := context.AfterFunc(ctx, s.Close)
+	defer func() {
+		if stop() {
+			s.Close()
+		}
+	}()
+	ready()
+	for {
+		msgs, from, err := s.Receive()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, unix.ENOBUFS):
+			changed(ChangeLost)
+			continue
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
+			continue
+		case err != nil:
+			return fmt.Errorf("receive netlink notice: %w", err)
+		case from.Pid != nl.PidKernel:
+			continue
+		}
+		for _, m := range msgs {
+			if c, ok := classify(m.Header.Type); ok {
+				changed(c)
+			}
+		}
+	}
+}
+
+func classify(message uint16) (Change, bool) {
+	switch message {
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+		return ChangeLink, true
+	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
+		return ChangeRoute, true
+	case unix.RTM_NEWQDISC, unix.RTM_DELQDISC, unix.RTM_NEWTFILTER, unix.RTM_DELTFILTER, unix.RTM_NEWCHAIN, unix.RTM_DELCHAIN:
+		return ChangeTC, true
+	}
+	return 0, false
+}
