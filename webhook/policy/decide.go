@@ -50,7 +50,7 @@ type Decision struct {
 	Mode       string         // the namespace's mode
 	Reason     Reason         // what happened
 	Limit      bandwidth.Rate // bits/s; zero: no limit
-	Requested  string         // what the author wrote, where Limit's text differs from it
+	Requested  string         // what the author wrote, where it was refused or Limit's text differs from it
 	Source     string         // a bandwidth.Source constant; empty without a limit
 	Changes    []Change       // in the order of Keys; empty in dry-run mode
 	Warnings   []string       // for whoever sent the request
@@ -92,8 +92,8 @@ func (p Policy) limit(annotations map[string]string) Decision {
 	}
 	rate, err := bandwidth.Parse(text)
 	if err != nil {
-		return Decision{Violations: field.ErrorList{p.invalid(text, fmt.Sprintf("%s; write bits per second like %q",
-			reasonOf(err), p.example()))}}
+		detail := fmt.Sprintf("%s; write bits per second like %q", reasonOf(err), p.example())
+		return Decision{Requested: shorten(text), Violations: field.ErrorList{p.invalid(text, detail)}}
 	}
 	if p.isDefault(annotations, rate) {
 		return p.byDefault()
@@ -148,7 +148,7 @@ func (p Policy) bound(text string, rate bandwidth.Rate) Decision {
 	if len(p.Maxes) > 0 && rate > p.Maxes[0].Rate {
 		p.aboveMax(&d, text, rate)
 	}
-	if text != d.Limit.String() {
+	if d.Denied() || text != d.Limit.String() {
 		d.Requested = text
 	}
 	return d

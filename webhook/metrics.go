@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package webhook
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+
+	"github.com/kubepace/kubepace/webhook/policy"
+)
+
+// The two halves of admission, as metrics name them.
+const (
+	halfMutate   = "mutate"
+	halfValidate = "validate"
+)
+
+// Metrics counts what admission decided. Latency is counted per path by controller-runtime.
+type Metrics struct {
+	decisions *prometheus.CounterVec
+	failures  *prometheus.CounterVec
+}
+
+// NewMetrics registers the counters.
+func NewMetrics(registry prometheus.Registerer) (*Metrics, error) {
+	m := &Metrics{
+		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "kubepace_admission_decisions_total",
+			Help: "Decisions about pods by half (mutate, validate), reason and the namespace's mode. Dry-run requests do not count.",
+		}, []string{"half", "reason", "mode"}),
+		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "kubepace_admission_failures_total",
+			Help: "Reviews that could not be judged and were left to failurePolicy, by path.",
+		}, []string{"path"}),
+	}
+	for _, c := range []prometheus.Collector{m.decisions, m.failures} {
+		if err := registry.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// count is a no-op on nil. A request that the client sends as a dry run leaves no pod behind, so it does not count.
+func (m *Metrics) count(req admission.Request, half string, d policy.Decision) {
+	if m == nil || (req.DryRun != nil && *req.DryRun) {
+		return
+	}
+	m.decisions.WithLabelValues(half, string(d.Reason), d.Mode).Inc()
+}
+
+func (m *Metrics) failed(path string) {
+	if m != nil {
+		m.failures.WithLabelValues(path).Inc()
+	}
+}

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package webhook
+
+import (
+	"context"
+	"fmt"
+
+	admissionv1 "k8s.io/api/admission/v1"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+
+	"github.com/kubepace/kubepace/webhook/policy"
+)
+
+// Pods judges pods and pods/status, on behalf of the mutating and of the validating handler.
+type Pods struct {
+	// Cluster is the administrator's policy, already validated.
+	Cluster policy.Cluster
+	// Namespaces finds the labels that go with a request.
+	Namespaces Namespaces
+	// Metrics counts decisions; nil counts nothing.
+	Metrics *Metrics
+}
+
+// subject decodes the pod under review. It is nil where the request cannot matter: a pod on its way out, or an update
+// that leaves our annotations alone. matchConditions keep such calls away; they are not relied upon.
+func subject(req admission.Request) (*object, error) {
+	o, err := decode(req.Object.Raw)
+	if err != nil {
+		return nil, err
+	}
+	if o.Metadata.DeletionTimestamp != nil {
+		return nil, nil
+	}
+	if req.Operation != admissionv1.Update {
+		return o, nil
+	}
+	old, err := decode(req.OldObject.Raw)
+	if err != nil {
+		return nil, fmt.Errorf("old object: %w", err)
+	}
+	if o.sameLimit(old) {
+		return nil, nil
+	}
+	return o, nil
+}
+
+// resolve finds the policy of the request's namespace.
+func (p *Pods) resolve(ctx context.Context, req admission.Request) (policy.Policy, error) {
+	labels, err := p.Namespaces.Labels(ctx, req.Namespace)
+	if err != nil {
+		return policy.Policy{}, err
+	}
+	return policy.Resolve(p.Cluster, policy.Namespace{Name: req.Namespace, Labels: labels}), nil
+}
+
+// Mutate writes the limit into a pod, or refuses it with every violation at once.
+func (p *Pods) Mutate(ctx context.Context, req admission.Request) (admission.Response, error) {
+	return p.judge(ctx, req, halfMutate, policy.Policy.Decide)
+}
+
+// Validate checks the finished pod, whoever changed it after Mutate.
+func (p *Pods) Validate(ctx context.Context, req admission.Request) (admission.Response, error) {
+	return p.judge(ctx, req, halfValidate, policy.Policy.Check)
+}
+
+func (p *Pods) judge(ctx context.Context, req admission.Request, half string,
+	verdict func(policy.Policy, policy.Pod) policy.Decision,
+) (admission.Response, error) {
+	o, err := subject(req)
+	if err != nil {
+		return admission.Response{}, err
+	}
+	if o == nil {
+		return untouched(), nil
+	}
+	pol, err := p.resolve(ctx, req)
+	if err != nil {
+		return admission.Response{}, err
+	}
+	d := verdict(pol, o.pod())
+	p.Metrics.count(req, half, d)
+	return respond(req, o.Metadata.Annotations, d), nil
+}
