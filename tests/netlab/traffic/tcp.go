@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package traffic
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	sampleEvery    = 100 * time.Millisecond
+	connectTimeout = 20 * time.Second
+	chunk          = 128 << 10
+)
+
+// TCPOptions describe a bulk transfer of several flows that all start together.
+type TCPOptions struct {
+	From, To   Runner
+	Addr       netip.Addr    // of To
+	Flows      int           // 1 if 0
+	Congestion string        // algorithm, such as "bbr"; "cubic" if "": the kernels' own defaults differ
+	Duration   time.Duration // of sending, after all flows are connected
+}
+
+// TCPFlow is what one flow did.
+type TCPFlow struct {
+	Local       netip.AddrPort
+	Bytes       int64   // payload that the receiver read during the transfer
+	Samples     []int64 // Bytes, in slots of 100 ms
+	Sent        int64   // payload that the sender handed to its kernel
+	Retransmits uint32  // segments
+	Segments    uint32  // data segments sent, retransmissions included
+}
+
+// TCPResult is a finished transfer. The clock starts when all flows are connected.
+type TCPResult struct {
+	Flows   []TCPFlow
+	Started time.Time
+	Elapsed time.Duration
+}
+
+// Rate is the payload of all flows per second, in bits/s, between two times since the start.
+func (r TCPResult) Rate(from, to time.Duration) float64 {
+	return series{sampleEvery, r.Samples()}.between(from, to)
+}
+
+// Samples is the payload of all flows, in bytes for each 100 ms.
+func (r TCPResult) Samples() []int64 {
+	var sum []int64
+	for _, flow := range r.Flows {
+		for i, b := range flow.Samples {
+			if i == len(sum) {
+				sum = append(sum, 0)
+			}
+			sum[i] += b
+		}
+	}
+	return sum
+}
+
+// Jain is the fairness of the flows among each other, by payload.
+func (r TCPResult) Jain() float64 {
+	shares := make([]int64, len(r.Flows))
+	for i, flow := range r.Flows {
+		shares[i] = flow.Bytes
+	}
+	return Jain(shares)
+}
+
+// Loss is the share of data segments that had to be sent again, from 0 to 1.
+func (r TCPResult) Loss() float64 {
+	var again, all float64
+	for _, flow := range r.Flows {
+		again += float64(flow.Retransmits)
+		all += float64(flow.Segments)
+	}
+	if all == 0 {
+		return 0
+	}
+	return again / all
+}
+
+// tcpFlow is a running flow: its two ends and what has arrived.
+type tcpFlow struct {
+	sender, receiver *net.TCPConn
+	received         atomic.Int64
+	result           TCPFlow
+}
+
+// TCP transfers in bulk for the duration, or until the context ends, and returns what arrived. All sockets and
+// goroutines are gone when it returns.
+func TCP(ctx context.Context, o TCPOptions) (TCPResult, error) {
+	if o.Congestion == "" {
+		o.Congestion = "cubic"
+	}
+	flows, err := connectFlows(ctx, o)
+	defer func() {
+		for _, flow := range flows {
+			flow.close()
+		}
+	}()
+	if err != nil {
+		return TCPResult{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, o.Duration)
+	defer cancel()
+	result := TCPResult{Started: time.Now()}
+	var running sync.WaitGroup
+	for _, flow := range flows {
+		running.Go(flow.send)
+		running.Go(flow.receive)
+	}
+	sample(ctx, flows, result.Started)
+	result.Elapsed = time.Since(result.Started)
+	var errs []error
+	for _, flow := range flows {
+		errs = append(errs, flow.readInfo())
+		flow.close()
+	}
+	running.Wait()
+	for _, flow := range flows {
+		result.Flows = append(result.Flows, flow.result)
+	}
+	return result, errors.Join(errs...)
+}
+
+// sample reads the flows' counters every 100 ms until the context ends.
+func sample(ctx context.Context, flows []*tcpFlow, started time.Time) {
+	deadline, _ := ctx.Deadline()
+	for slot := 1; ; slot++ {
+		// A sleep to a fixed time and not a tick each: a late one must not shift those after it.
+		next := started.Add(time.Duration(slot) * sampleEvery)
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Until(next)):
+		}
+		for _, flow := range flows {
+			got := flow.received.Load()
+			flow.result.Samples = append(flow.result.Samples, got-flow.result.Bytes)
+			flow.result.Bytes = got
+		}
+		if ctx.Err() != nil || !deadline.After(next) {
+			return
+		}
+	}
+}
+
+// connectFlows makes all connections before any of them sends.
+func connectFlows(ctx context.Context, o TCPOptions) (flows []*tcpFlow, err error) {
+	var listener *net.TCPListener
+	err = o.To.Do(func() error {
+		listener, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(o.Addr, 0)))
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listen for bulk transfer: %w", err)
+	}
+	defer listener.Close()
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	accepted := make(map[uint16]*net.TCPConn)
+	group, ctx := errgroup.WithContext(ctx)
+	flows = make([]*tcpFlow, max(o.Flows, 1))
+	group.Go(func() error { return accept(listener, len(flows), accepted) })
+	for i := range flows {
+		flows[i] = &tcpFlow{}
+		group.Go(func() (err error) {
+			flows[i].sender, err = dial(ctx, o, listener.Addr().String())
+			return err
+		})
+	}
+	err = group.Wait()
+	for _, flow := range flows {
+		if flow.sender == nil {
+			continue
+		}
+		flow.result.Local = flow.sender.LocalAddr().(*net.TCPAddr).AddrPort()
+		// Ports stay as they are on the way, unless a NAT finds one taken: with a namespace of its own, never.
+		flow.receiver = accepted[flow.result.Local.Port()]
+		delete(accepted, flow.result.Local.Port())
+		if err == nil && flow.receiver == nil {
+			err = fmt.Errorf("no connection arrived from port %d", flow.result.Local.Port())
+		}
+	}
+	for _, left := range accepted {
+		_ = left.Close()
+	}
+	return flows, err
+}
+
+// accept takes n connections, by the port that they come from.
+func accept(listener *net.TCPListener, n int, accepted map[uint16]*net.TCPConn) error {
+	_ = listener.SetDeadline(time.Now().Add(connectTimeout))
+	for range n {
+		conn, err := listener.AcceptTCP()
+		if err != nil {
+			return fmt.Errorf("accept bulk transfer: %w", err)
+		}
+		accepted[conn.RemoteAddr().(*net.TCPAddr).AddrPort().Port()] = conn
+	}
+	return nil
+}
+
+func dial(ctx context.Context, o TCPOptions, to string) (conn *net.TCPConn, err error) {
+	dialer := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
+		var set error
+		err := raw.Control(func(fd uintptr) {
+			set = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, o.Congestion)
+		})
+		return errors.Join(err, set)
+	}}
+	err = o.From.Do(func() error {
+		// A literal address: the dialer stays on this thread, which is the one in the namespace.
+		c, err := dialer.DialContext(ctx, "tcp", to)
+		if err != nil {
+			return fmt.Errorf("connect bulk transfer (%s): %w", o.Congestion, err)
+		}
+		conn = c.(*net.TCPConn)
+		return nil
+	})
+	return conn, err
+}
+
+func (f *tcpFlow) send() {
+	buffer := make([]byte, chunk)
+	for {
+		n, err := f.sender.Write(buffer)
+		f.result.Sent += int64(n)
+		if err != nil {
+			return // closed by TCP
+		}
+	}
+}
+
+func (f *tcpFlow) receive() {
+	buffer := make([]byte, 2*chunk)
+	for {
+		n, err := f.receiver.Read(buffer)
+		f.received.Add(int64(n))
+		if err != nil {
+			return // closed by TCP
+		}
+	}
+}
+
+// readInfo takes the sender's own account of the flow.
+func (f *tcpFlow) readInfo() error {
+	raw, err := f.sender.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("read TCP_INFO: %w", err)
+	}
+	var info *unix.TCPInfo
+	var get error
+	err = raw.Control(func(fd uintptr) { info, get = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) })
+	if err = errors.Join(err, get); err != nil {
+		return fmt.Errorf("read TCP_INFO: %w", err)
+	}
+	f.result.Retransmits, f.result.Segments = info.Total_retrans, info.Data_segs_out
+	return nil
+}
+
+// close resets the connection, so that the kernel keeps nothing of it.
+func (f *tcpFlow) close() {
+	for _, conn := range []*net.TCPConn{f.sender, f.receiver} {
+		if conn != nil {
+			_ = conn.SetLinger(0)
+			_ = conn.Close()
+		}
+	}
+}
