@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+# Every target works from a fresh clone on Debian or Ubuntu with Go, or says what it lacks. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+# Kernels for test-vm: 6.1 and 7 pace, 5.10 polices. Any of 5.10 6.1 6.12 7.
+KERNELS ?= 5.10 6.1 7
+# demo: run inside this Debian kernel in QEMU; empty for the machine's own.
+KERNEL ?=
+FUZZTIME ?= 10s
+
+export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
+export CGO_ENABLED := 0
+install := tests/setup/install.sh
+gotest := tests/setup/gotest.sh
+
+# Packages whose tests want a control plane, network namespaces or QEMU have targets of their own.
+unit_packages = $$(go list ./... | grep -vE '/tests/(admission|datapath|netlab|vm)(/|$$)')
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+.PHONY: build
+build: go-there ## build bin/kubepace-webhook and bin/kubepace-enforcer
+	go build -trimpath -o bin/ ./cmd/...
+
+.PHONY: test
+test: test-unit test-admission test-datapath test-vm ## everything below that starts with test-; needs root
+	@echo "make test: all passed in $$SECONDS s of its last step"
+
+.PHONY: test-unit
+test-unit: go-there ## packages by themselves; parts of enforcer/ need root and are skipped without
+	$(gotest) $(unit_packages)
+
+.PHONY: test-admission
+test-admission: go-there ## the webhook against a real kube-apiserver and etcd (built on first use: about 10 minutes)
+	assets=$$(tests/kube/build.sh etcd kube-apiserver kubectl) && KUBEBUILDER_ASSETS=$$assets $(gotest) ./tests/admission/...
+
+.PHONY: test-datapath
+test-datapath: go-there root-here ## the enforcer on this machine's kernel, in network namespaces; needs root
+	$(install) kernel
+	$(gotest) -p 1 ./tests/netlab/... ./tests/datapath/...
+
+.PHONY: test-vm
+test-vm: go-there root-here ## the same in QEMU on Debian's kernels: KERNELS="5.10 6.1 7"; needs root
+	$(install) vm
+	@echo "test-vm: not written yet" && exit 1
+
+.PHONY: fuzz
+fuzz: go-there ## every fuzz target for FUZZTIME (10s) each
+	tests/setup/fuzz.sh $(FUZZTIME)
+
+.PHONY: lint
+lint: go-there ## golangci-lint (built on first use), import rules, shellcheck, clang-format, what the tree must not hold
+	$(install) lint
+	tests/setup/lint.sh
+
+.PHONY: generate
+generate: go-there ## compile bpf/ anew with clang-14 and write its Go
+	$(install) bpf
+	go generate ./bpf
+
+.PHONY: check-generated
+check-generated: go-there ## fail where `make generate` would change a file
+	$(install) bpf
+	tests/setup/check-generated.sh
+
+.PHONY: demo
+demo: build root-here ## watch admission decide three limits and the kernel keep them; KERNEL=6.1 in QEMU; needs root
+	$(install) demo
+	go build -trimpath -o bin/kubepace-demo ./tests/demo
+	tests/demo/run.sh $(KERNEL)
+
+.PHONY: clean
+clean: ## remove bin/ and build/; caches outside the checkout stay
+	rm -rf bin build
+
+.PHONY: go-there
+go-there:
+	@$(install) go
+
+.PHONY: root-here
+root-here:
+	@[ "$$(id -u)" = 0 ] || { echo "this target needs root (network namespaces, eBPF): sudo -E make ..." >&2; exit 1; }

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package plane runs a real control plane, etcd and kube-apiserver, on loopback with certificates, service accounts
+// and RBAC, for one run of the demonstration.
+package plane
+
+import (
+	"context"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+)
+
+const (
+	etcdURL = "http://127.0.0.1:2379"
+	server  = "https://127.0.0.1:6443"
+)
+
+// Options say where things are.
+type Options struct {
+	Binaries string // folder with etcd and kube-apiserver
+	Dir      string // empty folder for keys and data
+	Logs     string // folder for logs
+	NodeIP   net.IP // an address of this machine that is not loopback; kube-apiserver advertises nothing else
+}
+
+// Plane is a running control plane.
+type Plane struct {
+	Admin *rest.Config // a member of system:masters
+	opts  Options
+	pki   *pki
+	procs []*Process
+}
+
+// Start starts etcd and kube-apiserver and waits until the API answers. On an error nothing is left running.
+func Start(ctx context.Context, opts Options) (*Plane, error) {
+	p := &Plane{opts: opts}
+	if err := p.start(ctx); err != nil {
+		p.Stop()
+		return nil, err
+	}
+	return p, nil
+}
+
+func (p *Plane) start(ctx context.Context) error {
+	if err := p.makeKeys(); err != nil {
+		return err
+	}
+	etcd, err := p.run("etcd", "--data-dir", filepath.Join(p.opts.Dir, "etcd"), "--unsafe-no-fsync",
+		"--listen-client-urls", etcdURL, "--advertise-client-urls", etcdURL,
+		"--listen-peer-urls", "http://127.0.0.1:2380", "--initial-advertise-peer-urls", "http://127.0.0.1:2380",
+		"--initial-cluster", "default=http://127.0.0.1:2380")
+	if err != nil {
+		return err
+	}
+	if err := etcd.Wait(ctx, func(ctx context.Context) error { return get(ctx, etcdURL+"/readyz") }); err != nil {
+		return err
+	}
+	apiserver, err := p.run("kube-apiserver", p.apiserverArgs()...)
+	if err != nil {
+		return err
+	}
+	client, err := kubernetes.NewForConfig(p.Admin)
+	if err != nil {
+		return fmt.Errorf("make client: %w", err)
+	}
+	return apiserver.Wait(ctx, func(ctx context.Context) error {
+		return client.RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
+	})
+}
+
+func (p *Plane) makeKeys() error {
+	var err error
+	if p.pki, err = newPKI(p.opts.Dir); err != nil {
+		return err
+	}
+	if err := p.pki.serviceAccountKey(); err != nil {
+		return err
+	}
+	if _, _, err := p.pki.issue("apiserver", pkix.Name{CommonName: "kube-apiserver"}, net.IPv4(127, 0, 0, 1), p.opts.NodeIP, net.IPv4(10, 96, 0, 1)); err != nil {
+		return err
+	}
+	cert, key, err := p.pki.issue("admin", pkix.Name{CommonName: "demo", Organization: []string{"system:masters"}})
+	if err != nil {
+		return err
+	}
+	p.Admin = &rest.Config{Host: server, TLSClientConfig: rest.TLSClientConfig{CAData: p.pki.pem, CertData: cert, KeyData: key}, QPS: 100, Burst: 200}
+	return nil
+}
+
+func (p *Plane) apiserverArgs() []string {
+	return []string{
+		"--etcd-servers", etcdURL,
+		"--bind-address", "127.0.0.1", "--secure-port", "6443", "--advertise-address", p.opts.NodeIP.String(),
+		"--cert-dir", p.opts.Dir, "--tls-cert-file", p.pki.path("apiserver.crt"), "--tls-private-key-file", p.pki.path("apiserver.key"),
+		"--client-ca-file", p.pki.path("ca.crt"),
+		"--service-account-issuer", "https://kubernetes.default.svc",
+		"--service-account-signing-key-file", p.pki.path("sa.key"), "--service-account-key-file", p.pki.path("sa.pub"),
+		"--authorization-mode", "Node,RBAC", "--allow-privileged", "--service-cluster-ip-range", "10.96.0.0/16",
+	}
+}
+
+func (p *Plane) run(name string, args ...string) (*Process, error) {
+	proc, err := StartProcess(name, p.opts.Logs, filepath.Join(p.opts.Binaries, name), args...)
+	if err != nil {
+		return nil, err
+	}
+	p.procs = append(p.procs, proc)
+	return proc, nil
+}
+
+// Kubeconfig writes a kubeconfig with a fresh token of the service account and returns its path.
+func (p *Plane) Kubeconfig(ctx context.Context, namespace, serviceAccount string) (string, error) {
+	client, err := kubernetes.NewForConfig(p.Admin)
+	if err != nil {
+		return "", fmt.Errorf("make client: %w", err)
+	}
+	token, err := client.CoreV1().ServiceAccounts(namespace).CreateToken(ctx, serviceAccount, &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
+	if err != nil {
+		return "", fmt.Errorf("ask for a token of %s/%s: %w", namespace, serviceAccount, err)
+	}
+	config := clientcmdapi.NewConfig()
+	config.Clusters["demo"] = &clientcmdapi.Cluster{Server: server, CertificateAuthorityData: p.pki.pem}
+	config.AuthInfos[serviceAccount] = &clientcmdapi.AuthInfo{Token: token.Status.Token}
+	config.Contexts["demo"] = &clientcmdapi.Context{Cluster: "demo", AuthInfo: serviceAccount, Namespace: namespace}
+	config.CurrentContext = "demo"
+	path := filepath.Join(p.opts.Dir, serviceAccount+".kubeconfig")
+	if err := clientcmd.WriteToFile(*config, path); err != nil {
+		return "", fmt.Errorf("write kubeconfig: %w", err)
+	}
+	return path, nil
+}
+
+// Stop ends the control plane, the newest process first.
+func (p *Plane) Stop() {
+	for i := len(p.procs) - 1; i >= 0; i-- {
+		p.procs[i].Stop()
+	}
+}
+
+var errNotReady = errors.New("not ready")
+
+func get(ctx context.Context, url string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	if err := resp.Body.Close(); err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %w: %s", url, errNotReady, resp.Status)
+	}
+	return nil
+}
+
+// Prepare makes Dir and Logs.
+func (o Options) Prepare() error {
+	return errors.Join(os.MkdirAll(o.Dir, 0o700), os.MkdirAll(o.Logs, 0o755))
+}

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Runs the demonstration with the binaries of bin/: here, or inside a Debian kernel in QEMU. Results go to build/.
+# usage: run.sh [KERNEL]     KERNEL: 5.10, 6.1, 6.12 or 7; none for this machine's own
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+. tests/setup/progress.sh
+kernel=${1:-}
+
+kube=$(tests/kube/build.sh etcd kube-apiserver | tail -n 1)
+mkdir -p build
+rm -rf build/demo.json build/demo.svg build/demo-logs
+if [ -z "$kernel" ]; then
+	exec bin/kubepace-demo --kube "$kube"
+fi
+
+tests/setup/install.sh vm
+say "kernel $kernel runs in QEMU without hardware acceleration: starting takes a few minutes"
+exec tests/vm/run.sh --kernel "$kernel" --memory 3072 --timeout 1200 \
+	--tree manifests:/root/manifests --out /root/build:build \
+	--file bin/kubepace-demo:/root/kubepace-demo \
+	--file bin/kubepace-webhook:/root/bin/kubepace-webhook --file bin/kubepace-enforcer:/root/bin/kubepace-enforcer \
+	--file "$kube/etcd:/root/kube/etcd" --file "$kube/kube-apiserver:/root/kube/kube-apiserver" \
+	-- /root/kubepace-demo --kube /root/kube --limit 15m
