@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr/testr"
+	"golang.org/x/sys/unix"
+
+	"github.com/kubepace/kubepace/bandwidth"
+	"github.com/kubepace/kubepace/enforcer/datapath"
+	"github.com/kubepace/kubepace/tests/netlab"
+	"github.com/kubepace/kubepace/tests/netlab/traffic"
+)
+
+// lab is a topology with the datapath on its node.
+type lab struct {
+	*netlab.Topology
+	t     *testing.T
+	bpffs string
+	dp    *datapath.Datapath
+	mode  datapath.Mode
+}
+
+// newLab paces where this kernel can, else polices. KUBEPACE_EXPECT_MODE says what the machine should be able to do,
+// so that a broken probe does not pass as policing.
+func newLab(t *testing.T, o netlab.Options) *lab {
+	t.Helper()
+	l := &lab{Topology: netlab.New(t, o), t: t, bpffs: mountBPFFS(t)}
+	l.open()
+	err := l.EnableFQ(true)
+	if err != nil && !errors.Is(err, netlab.ErrNoFQ) {
+		t.Fatalf("enable fq: %v", err)
+	}
+	if err == nil && l.dp.Features().Stamp {
+		l.mode = datapath.ModePacing
+	}
+	if want := os.Getenv("KUBEPACE_EXPECT_MODE"); want != "" && want != l.mode.String() {
+		t.Fatalf("mode %s, but KUBEPACE_EXPECT_MODE=%s (fq: %v, features: %+v)", l.mode, want, err, l.dp.Features())
+	}
+	return l
+}
+
+// open starts the datapath on the node, or starts it again.
+func (l *lab) open() {
+	l.t.Helper()
+	err := l.Node.Do(func() (err error) {
+		l.dp, err = datapath.Open(datapath.Options{BPFFS: l.bpffs, Log: testr.New(l.t)})
+		return err
+	})
+	if err != nil {
+		l.t.Fatalf("open datapath: %+v", err)
+	}
+	dp := l.dp
+	l.t.Cleanup(func() { _ = dp.Close() })
+}
+
+func mountBPFFS(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("bpf", dir, "bpf", 0, "mode=0700"); err != nil {
+		t.Fatalf("mount bpffs: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Errorf("unmount bpffs: %v", err)
+		}
+	})
+	return filepath.Join(dir, "kubepace")
+}
+
+// limit sets a pod's limit; 0 removes it.
+func (l *lab) limit(pod int, rate bandwidth.Rate) {
+	l.t.Helper()
+	uid := fmt.Sprintf("uid-%d", pod)
+	err := l.Node.Do(func() error {
+		if rate == 0 {
+			return l.dp.Remove(uid)
+		}
+		return l.dp.Set(datapath.Limit{
+			Pod:     datapath.Pod{Namespace: "test", Name: l.Pods[pod].Name, UID: uid},
+			Devices: []datapath.Device{{Index: l.Pods[pod].HostIndex}},
+			Rate:    rate, Mode: l.mode,
+		})
+	})
+	if err != nil {
+		l.t.Fatalf("limit pod %d to %s: %v", pod, rate, err)
+	}
+}
+
+// state is what the kernel holds for a pod.
+func (l *lab) state(pod int) datapath.State {
+	l.t.Helper()
+	var states []datapath.State
+	err := l.Node.Do(func() (err error) {
+		states, err = datapath.Read(l.bpffs)
+		return err
+	})
+	if err != nil {
+		l.t.Fatalf("read state: %v", err)
+	}
+	for _, s := range states {
+		if s.Pod.UID == fmt.Sprintf("uid-%d", pod) {
+			return s
+		}
+	}
+	l.t.Fatalf("pod %d has no state", pod)
+	return datapath.State{}
+}
+
+// allowance is what may have left beyond limit × t, in bytes: invariant 4 of ARCHITECTURE.md, for n competing flows.
+func (l *lab) allowance(rate bandwidth.Rate, flows int) int64 {
+	const gso, frame = 65536, 1514
+	mtu := time.Duration(frame * 8e9 / float64(rate))
+	if l.mode == datapath.ModePolicing {
+		horizon := max(datapath.HorizonPolicing, 4*mtu*time.Duration(flows), 2*mtu*gso/frame)
+		return bytesIn(rate, horizon)
+	}
+	horizon := min(max(datapath.HorizonPacing, 4*mtu*time.Duration(flows)), 9*time.Second)
+	return gso + bytesIn(rate, horizon/4+max(datapath.HorizonPacing/8, 2*mtu))
+}
+
+func bytesIn(rate bandwidth.Rate, t time.Duration) int64 {
+	return int64(float64(rate) / 8 * t.Seconds())
+}
+
+// checkBound holds every prefix of a capture against limit × t + allowance, from the first packet on.
+func checkBound(t *testing.T, c traffic.Capture, rate bandwidth.Rate, allowance int64) {
+	t.Helper()
+	var sum int64
+	for _, p := range c.Packets {
+		sum += int64(p.Wire)
+		since := p.At - c.First()
+		if bound := bytesIn(rate, since) + allowance; sum > bound {
+			t.Errorf("%d wire bytes within %v; limit x t + allowance is %d (allowance %d)", sum, since, bound, allowance)
+			return
+		}
+	}
+}
+
+// meter records what the host receives from one pod while fn runs.
+func (l *lab) meter(fn func()) traffic.Capture {
+	l.t.Helper()
+	m, err := traffic.StartMeter(l.Host, l.HostDevice)
+	if err != nil {
+		l.t.Fatalf("start meter: %v", err)
+	}
+	fn()
+	c, err := m.Stop()
+	if err != nil {
+		l.t.Fatalf("meter: %v", err)
+	}
+	return c
+}
+
+// bestOf repeats an attempt until it reports a share of the limit of at least want; the machine may be busy.
+func bestOf(t *testing.T, attempts int, want float64, attempt func() float64) {
+	t.Helper()
+	best := 0.0
+	for i := 0; i < attempts && best < want; i++ {
+		best = max(best, attempt())
+	}
+	if best < want {
+		t.Errorf("used %.1f %% of the limit at best, want at least %.1f %%", 100*best, 100*want)
+	}
+}

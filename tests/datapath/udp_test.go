@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/kubepace/kubepace/bandwidth"
+	"github.com/kubepace/kubepace/tests/netlab"
+	"github.com/kubepace/kubepace/tests/netlab/traffic"
+)
+
+// TestUDP at twice the limit, small, whole and in fragments.
+func TestUDP(t *testing.T) {
+	l := newLab(t, netlab.Options{})
+	for _, c := range []struct {
+		rate bandwidth.Rate
+		size int
+		v6   bool
+		d    time.Duration
+	}{
+		{64 * bandwidth.Kilobit, 100, false, 6 * time.Second},
+		{10 * bandwidth.Megabit, 1200, false, 3 * time.Second},
+		{10 * bandwidth.Megabit, 1200, true, 3 * time.Second},
+		{10 * bandwidth.Megabit, 4000, false, 3 * time.Second},
+		{10 * bandwidth.Megabit, 4000, true, 3 * time.Second},
+	} {
+		to := l.Remote
+		if c.v6 {
+			to = l.Remote6
+		}
+		t.Run(fmt.Sprintf("%s of %d bytes to %s", c.rate, c.size, to), func(t *testing.T) {
+			bestOf(t, 3, l.wantShare(), func() float64 {
+				l.limit(0, c.rate)
+				defer l.limit(0, 0)
+				return l.flood(t, to, c.rate, c.size, c.d)
+			})
+		})
+	}
+}
+
+// flood offers twice the limit and returns the share of the limit that arrived, after the burst at the beginning.
+func (l *lab) flood(t *testing.T, to netip.Addr, rate bandwidth.Rate, size int, d time.Duration) float64 {
+	t.Helper()
+	var u traffic.UDPResult
+	var err error
+	c := l.meter(func() {
+		u, err = traffic.UDP(context.Background(), traffic.UDPOptions{
+			From: l.Pods[0], To: l.Host, Addr: to, Rate: 2 * float64(rate), Size: size, Duration: d,
+		})
+	}).Where(func(p traffic.Packet) bool { return p.Protocol == 17 })
+	if err != nil {
+		t.Fatalf("flood: %v", err)
+	}
+	checkBound(t, c, rate, l.allowance(rate, 1))
+	t.Logf("%v: sent %d datagrams, received %d, wire %.3f Mbit/s", l.mode, u.Sent, u.Received, c.Rate(c.First()+d/3, c.First()+d)/1e6)
+	if u.Reordered > 0 {
+		t.Errorf("%d datagrams reordered", u.Reordered)
+	}
+	// Fragments of a dropped datagram are not let through: what arrived on the wire is whole datagrams.
+	if wire, payload := c.Bytes(0, c.Elapsed), u.Received*int64(size); size > 1500 && float64(payload) < 0.9*float64(wire) {
+		t.Errorf("%d bytes of payload out of %d on the wire: datagrams were torn", payload, wire)
+	}
+	return c.Rate(c.First()+d/3, c.First()+d) / float64(rate)
+}
+
+// TestNeighbour: a pod without limit beside a limited one that floods with small packets loses nothing.
+func TestNeighbour(t *testing.T) {
+	const d = 4 * time.Second
+	l := newLab(t, netlab.Options{Pods: 2})
+	l.limit(0, 10*bandwidth.Megabit)
+	var ping traffic.PingResult
+	var pingErr, udpErr error
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		_, udpErr = traffic.UDP(context.Background(), traffic.UDPOptions{
+			From: l.Pods[0], To: l.Host, Addr: l.Remote, Rate: 10e6, Size: 18, Duration: d,
+		})
+	})
+	wg.Go(func() {
+		ping, pingErr = traffic.Ping(context.Background(), traffic.PingOptions{From: l.Pods[1], Addr: l.Remote, Duration: d})
+	})
+	wg.Wait()
+	if udpErr != nil || pingErr != nil {
+		t.Fatalf("flood: %v, ping: %v", udpErr, pingErr)
+	}
+	t.Logf("%v: %v; flooder %+v", l.mode, ping, l.state(0).Counters)
+	if ping.Lost > 0 {
+		t.Errorf("the neighbour lost %d of %d pings", ping.Lost, ping.Sent)
+	}
+}
+
+// TestTwoSenders: two processors that send at once do not lose each other's updates of the clock.
+func TestTwoSenders(t *testing.T) {
+	const rate, d = 50 * bandwidth.Megabit, 3 * time.Second
+	l := newLab(t, netlab.Options{})
+	bestOf(t, 3, l.wantShare(), func() float64 {
+		l.limit(0, rate)
+		defer l.limit(0, 0)
+		c := l.meter(func() {
+			var wg sync.WaitGroup
+			for range 4 {
+				wg.Go(func() {
+					_, err := traffic.UDP(context.Background(), traffic.UDPOptions{
+						From: l.Pods[0], To: l.Host, Addr: l.Remote, Rate: float64(rate) / 2, Size: 1000, Duration: d,
+					})
+					if err != nil {
+						t.Errorf("send: %v", err)
+					}
+				})
+			}
+			wg.Wait()
+		}).From(l.Pods[0].Addr)
+		checkBound(t, c, rate, l.allowance(rate, 4))
+		counted := l.state(0).Counters
+		if wire := c.Bytes(0, c.Elapsed); uint64(wire) > counted.Bytes {
+			t.Errorf("%d bytes on the wire, %d counted", wire, counted.Bytes)
+		}
+		return c.Rate(c.First()+time.Second, c.First()+d) / float64(rate)
+	})
+}
