@@ -125,6 +125,26 @@ func (s *Scan) Same(l Link) bool {
 	return ok && now == l
 }
 
+// Current reports whether links are still what leads out of their pod: each is the device that it was, and no other
+// device of the node leads to the same namespace.
+func (s *Scan) Current(links []Link) bool {
+	known := map[int]bool{}
+	for _, l := range links {
+		if !s.Same(l) {
+			return false
+		}
+		known[l.Index] = true
+	}
+	for _, l := range links {
+		for index, other := range s.links {
+			if !known[index] && isPair(other, l.PeerN) {
+				return false
+			}
+		}
+	}
+	return len(links) > 0
+}
+
 // Find returns the host-side devices of a pod. Its errors are *NotFoundError, *NoHostVethError, *AmbiguousError and
 // ErrHostNetwork, or tell of a failed system call; Temporary tells which may pass.
 func (s *Scan) Find(q Query) (Found, error) {

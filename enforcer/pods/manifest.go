@@ -15,6 +15,7 @@ import (
 	"github.com/google/uuid"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/yaml"
 )
@@ -133,6 +134,13 @@ func decodePod(doc []byte) (Pod, error) {
 	}
 	if pod.Namespace == "" {
 		pod.Namespace = "default"
+	}
+	// No API server has looked at these names, and they are printed on terminals.
+	if problems := validation.IsDNS1123Subdomain(pod.Name); len(problems) > 0 {
+		return Pod{}, &FieldError{"metadata.name", fmt.Errorf("%q: %s", clip(pod.Name), problems[0])}
+	}
+	if problems := validation.IsDNS1123Label(pod.Namespace); len(problems) > 0 {
+		return Pod{}, &FieldError{"metadata.namespace", fmt.Errorf("%q: %s", clip(pod.Namespace), problems[0])}
 	}
 	if pod.UID == "" {
 		pod.UID = deriveUID(pod.Namespace, pod.Name)

@@ -37,6 +37,8 @@ type Pod struct {
 	// Netns is a path of the pod's network namespace, or empty. Never set for pods from the API server.
 	Netns       string
 	HostNetwork bool
+	// Terminating pods were asked to end; their network may go before they do.
+	Terminating bool
 	Phase       corev1.PodPhase
 	Origin      Origin
 }
@@ -89,8 +91,8 @@ type FieldError struct {
 func (e *FieldError) Error() string { return e.Field + ": " + e.Err.Error() }
 func (e *FieldError) Unwrap() error { return e.Err }
 
-// uidPattern holds UIDs to what is safe in a file name: the datapath may pin objects under them.
-var uidPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
+// uidPattern holds UIDs to what fits the kernel's maps and is safe to print.
+var uidPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 
 // fromObject reads a pod. Whatever its annotations and status hold is hostile; a *FieldError is returned for a pod
 // that cannot be used at all, and put into Pod.Err for a limit that cannot be read.
@@ -98,6 +100,7 @@ func fromObject(pod *corev1.Pod, origin Origin) (Pod, error) {
 	p := Pod{
 		Pod:         datapath.Pod{Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID)},
 		HostNetwork: pod.Spec.HostNetwork,
+		Terminating: pod.DeletionTimestamp != nil,
 		Phase:       pod.Status.Phase,
 		Origin:      origin,
 	}

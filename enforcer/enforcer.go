@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package enforcer makes the kernel keep the limits of this node's pods. One loop compares what is wanted (pods, their
+// devices, the mode that the node allows) with what the kernel holds, and changes the difference. It is driven by
+// levels, not by events: every pass looks at everything, an event only makes it come sooner. What is in the kernel
+// when the agent starts is adopted, and what has no pod any more is removed once the source of pods is complete; an
+// agent that stops leaves every limit in force.
+package enforcer
+
+import (
+	"errors"
+	"time"
+
+	"github.com/go-logr/logr"
+
+	"github.com/kubepace/kubepace/enforcer/datapath"
+	"github.com/kubepace/kubepace/enforcer/device"
+	"github.com/kubepace/kubepace/enforcer/pods"
+	"github.com/kubepace/kubepace/enforcer/qdisc"
+)
+
+// Datapath is what the enforcer needs of the kernel state of pods.
+type Datapath interface {
+	Set(limit datapath.Limit) error
+	Remove(uid string) error
+	States() ([]datapath.State, error)
+	Features() datapath.Features
+}
+
+var _ Datapath = (*datapath.Datapath)(nil)
+
+// Qdiscs is what the enforcer needs of the devices where packets leave.
+type Qdiscs interface {
+	Sync(podVeths []int) (qdisc.Result, error)
+}
+
+var _ Qdiscs = (*qdisc.Manager)(nil)
+
+// Scan is one round of look-ups of pods' devices.
+type Scan interface {
+	Find(q device.Query) (device.Found, error)
+	Current(links []device.Link) bool
+	Close()
+}
+
+var _ Scan = (*device.Scan)(nil)
+
+// Observer is told of each pod whose verdict changed, once per change: events, later the pod's condition. It is called
+// from the loop and must be quick.
+type Observer interface {
+	Changed(pod pods.Pod, v Verdict)
+}
+
+// Options for New. What is not marked optional is needed.
+type Options struct {
+	Source   pods.Source
+	Datapath Datapath
+	Qdiscs   Qdiscs
+	Scan     func() (Scan, error)
+	// Veths says that Qdiscs puts fq on devices that lead to pods, so that unlimited pods' devices are looked for as
+	// well. Optional.
+	Veths    bool
+	Observer Observer // optional
+	Log      logr.Logger
+	// StatusFile is written whenever something changed. Optional.
+	StatusFile string
+	Identity   Identity
+	Resync     time.Duration // full comparison; DefaultResync if zero
+}
+
+const (
+	// DefaultResync finds what no event told of: a lost filter, a changed interface inside a pod.
+	DefaultResync = 30 * time.Second
+	// settle gathers events that come together, such as those of one CNI ADD, into one pass.
+	settle = 10 * time.Millisecond
+	// minRetry and maxRetry bound the wait before a pod whose device is missing is looked for again without an event.
+	minRetry = 50 * time.Millisecond
+	maxRetry = 15 * time.Second
+	// failedRetry is the wait after a pass that could not even look.
+	failedRetry = time.Second
+	// grace is how long a pod may be without its device before anybody is told: a pod that starts is no fault.
+	grace = 10 * time.Second
+	// repairEvery bounds passes that call Set for every pod because qdiscs or filters changed: such changes may be
+	// Set's own.
+	repairEvery = time.Second
+)
+
+func (o *Options) validate() error {
+	var errs []error
+	missing := func(is bool, name string) {
+		if is {
+			errs = append(errs, errors.New("enforcer: Options."+name+" is missing"))
+		}
+	}
+	missing(o.Source == nil, "Source")
+	missing(o.Datapath == nil, "Datapath")
+	missing(o.Qdiscs == nil, "Qdiscs")
+	missing(o.Scan == nil, "Scan")
+	if o.Resync < 0 {
+		errs = append(errs, errors.New("enforcer: Options.Resync is negative"))
+	}
+	return errors.Join(errs...)
+}
+
+// New returns an enforcer that does nothing until Run.
+func New(opts Options) (*Enforcer, error) {
+	if err := opts.validate(); err != nil {
+		return nil, err
+	}
+	if opts.Resync == 0 {
+		opts.Resync = DefaultResync
+	}
+	return &Enforcer{
+		opts:   opts,
+		wake:   make(chan struct{}, 1),
+		pods:   map[string]*podState{},
+		status: Status{Identity: opts.Identity},
+		now:    time.Now,
+	}, nil
+}

@@ -1,0 +1,539 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package enforcer
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr/funcr"
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/kubepace/kubepace/bandwidth"
+	"github.com/kubepace/kubepace/enforcer/datapath"
+	"github.com/kubepace/kubepace/enforcer/device"
+	"github.com/kubepace/kubepace/enforcer/pods"
+	"github.com/kubepace/kubepace/enforcer/qdisc"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// kernel stands in for the eBPF datapath.
+type kernel struct {
+	states    map[string]datapath.State
+	features  datapath.Features
+	sets      int
+	calls     []string
+	setErr    error
+	statesErr error
+}
+
+func (k *kernel) Set(l datapath.Limit) error {
+	if k.setErr != nil {
+		return k.setErr
+	}
+	k.sets++
+	k.calls = append(k.calls, "set "+l.Pod.Name)
+	devices := slices.Clone(l.Devices)
+	for i := range devices {
+		devices[i].Hook = datapath.HookTCX
+	}
+	l.Devices = devices
+	k.states[l.Pod.UID] = datapath.State{Limit: l}
+	return nil
+}
+
+func (k *kernel) Remove(uid string) error {
+	k.calls = append(k.calls, "remove "+uid)
+	delete(k.states, uid)
+	return nil
+}
+
+func (k *kernel) States() (list []datapath.State, err error) {
+	for _, s := range k.states {
+		list = append(list, s)
+	}
+	return list, k.statesErr
+}
+
+func (k *kernel) Features() datapath.Features { return k.features }
+
+type source struct {
+	snapshot pods.Snapshot
+	changes  chan struct{}
+}
+
+func (s *source) Run(ctx context.Context) error { <-ctx.Done(); return nil }
+func (s *source) Snapshot() pods.Snapshot       { return s.snapshot }
+func (s *source) Changes() <-chan struct{}      { return s.changes }
+
+type exits struct {
+	result qdisc.Result
+	err    error
+	veths  []int
+	syncs  int
+}
+
+func (x *exits) Sync(veths []int) (qdisc.Result, error) {
+	x.veths, x.syncs = veths, x.syncs+1
+	return x.result, x.err
+}
+
+// network answers by the pod's first address.
+type network struct {
+	found map[string]device.Found
+	finds int
+	err   error
+}
+
+func (n *network) Find(q device.Query) (device.Found, error) {
+	n.finds++
+	for _, ip := range q.IPs {
+		if f, ok := n.found[ip.String()]; ok {
+			return f, n.err
+		}
+	}
+	return device.Found{}, &device.NotFoundError{IPs: q.IPs, Dir: "/netns"}
+}
+
+func (n *network) Current(links []device.Link) bool {
+	for _, l := range links {
+		if !slices.ContainsFunc(slices.Collect(values(n.found)), func(f device.Found) bool { return slices.Contains(f.Devices, l) }) {
+			return false
+		}
+	}
+	return len(links) > 0
+}
+
+func values(m map[string]device.Found) func(func(device.Found) bool) {
+	return func(yield func(device.Found) bool) {
+		for _, f := range m {
+			if !yield(f) {
+				return
+			}
+		}
+	}
+}
+
+func (n *network) Close() {}
+
+// world is an enforcer with everything around it played.
+type world struct {
+	t       *testing.T
+	kernel  *kernel
+	source  *source
+	exits   *exits
+	network *network
+	log     []string
+	told    []string
+	clock   time.Time
+	*Enforcer
+}
+
+func (w *world) Changed(pod pods.Pod, v Verdict) {
+	w.told = append(w.told, pod.Name+": "+v.Reason)
+}
+
+func newWorld(t *testing.T) *world {
+	w := &world{
+		t:       t,
+		kernel:  &kernel{states: map[string]datapath.State{}, features: datapath.Features{Kernel: "6.1", Stamp: true}},
+		source:  &source{snapshot: pods.Snapshot{Complete: true}, changes: make(chan struct{}, 1)},
+		exits:   &exits{result: qdisc.Result{Exits: []qdisc.Device{{Index: 2, Name: "eth0", Qdisc: "fq", Paced: true}}}},
+		network: &network{found: map[string]device.Found{}},
+		clock:   time.Unix(1000, 0),
+	}
+	e, err := New(Options{
+		Source: w.source, Datapath: w.kernel, Qdiscs: w.exits, Observer: w,
+		Scan:       func() (Scan, error) { return w.network, nil },
+		StatusFile: filepath.Join(t.TempDir(), "status.json"),
+		Log:        funcr.New(func(_, args string) { w.log = append(w.log, args) }, funcr.Options{}),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.now = func() time.Time { return w.clock }
+	w.Enforcer = e
+	return w
+}
+
+// pod adds a pod; an ip also gives it a device whose ifindex is the address's last byte.
+func (w *world) pod(name, limit, ip string) *pods.Pod {
+	p := pods.Pod{Pod: datapath.Pod{Namespace: "default", Name: name, UID: "uid-" + name}, Phase: corev1.PodRunning, Origin: pods.OriginAPI}
+	if limit != "" {
+		p.Rate = bandwidth.MustParse(limit)
+	}
+	if ip != "" {
+		addr := netip.MustParseAddr(ip)
+		p.IPs = []netip.Addr{addr}
+		w.network.found[ip] = found(int(addr.AsSlice()[3]))
+	}
+	w.source.snapshot.Pods = append(w.source.snapshot.Pods, p)
+	return &w.source.snapshot.Pods[len(w.source.snapshot.Pods)-1]
+}
+
+func found(index int) device.Found {
+	return device.Found{Devices: []device.Link{{Device: datapath.Device{Index: index, Name: "veth"}, Type: "veth"}}}
+}
+
+func (w *world) wantLimit(name, rate string, mode datapath.Mode) {
+	w.t.Helper()
+	s, ok := w.kernel.states["uid-"+name]
+	if !ok || s.Rate.String() != rate || s.Mode != mode {
+		w.t.Errorf("%s: kernel holds %v %v (%v); want %s %v", name, s.Rate, s.Mode, ok, rate, mode)
+	}
+}
+
+func (w *world) verdict(name string) Verdict {
+	w.t.Helper()
+	for _, v := range w.Status().Pods {
+		if v.Name == name {
+			return v
+		}
+	}
+	w.t.Errorf("%s is not in the status", name)
+	return Verdict{}
+}
+
+func (w *world) wantReason(name string, enforced bool, parts ...string) {
+	w.t.Helper()
+	v := w.verdict(name)
+	if v.Enforced != enforced || (len(parts) == 0 && v.Reason != "") {
+		w.t.Errorf("%s: enforced %v, reason %q; want %v, %q", name, v.Enforced, v.Reason, enforced, parts)
+	}
+	for _, part := range parts {
+		if !strings.Contains(v.Reason, part) {
+			w.t.Errorf("%s: reason %q lacks %q", name, v.Reason, part)
+		}
+	}
+}
+
+func TestPassSetsLimits(t *testing.T) {
+	w := newWorld(t)
+	w.pod("a", "10M", "10.0.0.11")
+	w.pod("free", "", "10.0.0.12")
+	w.pass(Resync)
+	w.wantLimit("a", "10M", datapath.ModePacing)
+	w.wantReason("a", true)
+	if len(w.kernel.states) != 1 {
+		t.Errorf("kernel holds %v; want one limit", w.kernel.states)
+	}
+	w.pass(PodsChanged)
+	w.pass(DevicesChanged)
+	if w.kernel.sets != 1 || w.network.finds != 1 {
+		t.Errorf("%d sets, %d searches without a change; want 1, 1", w.kernel.sets, w.network.finds)
+	}
+	w.source.snapshot.Pods[0].Rate = bandwidth.MustParse("20M")
+	w.pass(PodsChanged)
+	w.wantLimit("a", "20M", datapath.ModePacing)
+}
+
+func TestPassRemoves(t *testing.T) {
+	for name, change := range map[string]func(w *world){
+		"pod gone":           func(w *world) { w.source.snapshot.Pods = nil },
+		"annotation removed": func(w *world) { w.source.snapshot.Pods[0].Rate = 0 },
+		"pod finished":       func(w *world) { w.source.snapshot.Pods[0].Phase = corev1.PodSucceeded },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.pod("a", "10M", "10.0.0.11")
+			w.pass(Resync)
+			w.wantLimit("a", "10M", datapath.ModePacing)
+			change(w)
+			w.pass(PodsChanged)
+			if len(w.kernel.states) != 0 || len(w.Status().Pods) != 0 {
+				t.Errorf("kernel holds %v, status %v; want nothing", w.kernel.states, w.Status().Pods)
+			}
+		})
+	}
+}
+
+func TestNothingIsRemovedWhileTheSourceIsIncomplete(t *testing.T) {
+	w := newWorld(t)
+	w.kernel.states["uid-old"] = datapath.State{Limit: datapath.Limit{Pod: datapath.Pod{Name: "old", UID: "uid-old"}, Rate: bandwidth.Megabit}}
+	w.source.snapshot.Complete = false
+	w.pod("new", "10M", "10.0.0.11")
+	w.pass(Resync)
+	if len(w.kernel.states) != 2 || w.Ready() {
+		t.Errorf("kernel holds %v, ready %v; want the adopted and the new limit, not ready", w.kernel.states, w.Ready())
+	}
+	w.source.snapshot.Complete = true
+	w.pass(PodsChanged)
+	if _, ok := w.kernel.states["uid-old"]; ok || !w.Ready() {
+		t.Errorf("kernel holds %v, ready %v; want the old limit gone, ready", w.kernel.states, w.Ready())
+	}
+}
+
+func TestRemoveGoesBeforeSet(t *testing.T) {
+	w := newWorld(t)
+	w.pod("old", "10M", "10.0.0.11")
+	w.pass(Resync)
+	w.source.snapshot.Pods = nil
+	w.pod("new", "10M", "10.0.0.11") // has got the old one's device
+	w.kernel.calls = nil
+	w.pass(PodsChanged)
+	if diff := cmp.Diff([]string{"remove uid-old", "set new"}, w.kernel.calls); diff != "" {
+		t.Errorf("calls (-want +got):\n%s", diff)
+	}
+}
+
+func TestBadAnnotationKeepsLastGood(t *testing.T) {
+	w := newWorld(t)
+	a := w.pod("a", "10M", "10.0.0.11")
+	w.pass(Resync)
+	_, err := bandwidth.Parse("10 megabits")
+	a.Rate, a.Err = 0, err
+	b := w.pod("b", "", "10.0.0.12")
+	b.Err = err
+	w.pass(PodsChanged)
+	w.wantLimit("a", "10M", datapath.ModePacing)
+	w.wantReason("a", true, `"10 megabits" is not`, "the last good limit 10M stays")
+	w.wantReason("b", false, `"10 megabits" is not`)
+	if len(w.kernel.states) != 1 {
+		t.Errorf("kernel holds %v; want one limit", w.kernel.states)
+	}
+
+	// The last good limit is the kernel's: a new agent knows it too, and holds it in the new mode.
+	again := newWorld(t)
+	again.kernel, again.source.snapshot, again.network = w.kernel, w.source.snapshot, w.network
+	again.opts.Datapath = w.kernel
+	again.exits.result.Exits = nil
+	again.pass(Resync)
+	again.wantLimit("a", "10M", datapath.ModePolicing)
+}
+
+func TestReasons(t *testing.T) {
+	w := newWorld(t)
+	w.pod("host", "10M", "").HostNetwork = true
+	w.pod("early", "10M", "")
+	w.pod("multus", "10M", "10.0.0.13")
+	w.network.found["10.0.0.13"] = device.Found{Devices: found(13).Devices, Unheld: []string{"net1 (macvlan)"}}
+	w.pass(Resync)
+	w.wantReason("host", false, "shares the node's network namespace")
+	w.wantReason("early", false, "no address yet")
+	w.wantReason("multus", false, "net1 (macvlan)")
+	w.wantLimit("multus", "10M", datapath.ModePacing)
+
+	// At once for what will not pass, after a while for what may.
+	wantTold := func(want int) {
+		t.Helper()
+		if len(w.told) != want {
+			t.Errorf("observer was told %q; want %d", w.told, want)
+		}
+	}
+	wantTold(2)
+	lines := len(w.log)
+	w.clock = w.clock.Add(grace)
+	w.pass(0)
+	wantTold(3)
+	w.pass(Resync)
+	wantTold(3)
+	if len(w.log) != lines {
+		t.Errorf("logged again: %q", w.log[lines:])
+	}
+	w.pod("other", "10M", "10.0.0.14")
+	w.network.found["10.0.0.15"] = found(15)
+	w.source.snapshot.Pods[1].IPs = []netip.Addr{netip.MustParseAddr("10.0.0.15")}
+	w.pass(PodsChanged)
+	w.wantReason("early", true)
+	wantTold(5)
+}
+
+func TestMissingDeviceIsRetriedWithBackoff(t *testing.T) {
+	w := newWorld(t)
+	w.pod("a", "10M", "").IPs = []netip.Addr{netip.MustParseAddr("10.0.0.11")}
+	w.pass(Resync)
+	var waits []time.Duration
+	for range 12 {
+		finds := w.network.finds
+		p := w.pods["uid-a"]
+		w.pass(PodsChanged)
+		if w.network.finds != finds {
+			t.Fatal("searched before its time")
+		}
+		waits = append(waits, p.retry.Sub(w.clock))
+		w.clock = p.retry
+		w.pass(0)
+		if w.network.finds != finds+1 {
+			t.Fatal("not searched in time")
+		}
+	}
+	if waits[0] != minRetry || waits[1] != 2*minRetry || waits[11] != maxRetry {
+		t.Errorf("waits %v; want %v doubling to %v", waits, minRetry, maxRetry)
+	}
+	w.network.found["10.0.0.11"] = found(11)
+	w.pass(DevicesChanged)
+	w.wantLimit("a", "10M", datapath.ModePacing)
+	if wait := w.untilRetry(); wait < time.Second {
+		t.Errorf("loop wakes in %v with nothing to do", wait)
+	}
+}
+
+func TestChangedDeviceIsFollowed(t *testing.T) {
+	w := newWorld(t)
+	w.pod("a", "10M", "10.0.0.11")
+	w.pass(Resync)
+	w.network.found["10.0.0.11"] = found(99)
+	w.pass(DevicesChanged)
+	if got := w.kernel.states["uid-a"].Devices; len(got) != 1 || got[0].Index != 99 {
+		t.Errorf("devices %v; want 99", got)
+	}
+}
+
+func TestLostAttachmentIsRepaired(t *testing.T) {
+	w := newWorld(t)
+	w.pod("a", "10M", "10.0.0.11")
+	w.pass(Resync)
+	w.kernel.states["uid-a"].Devices[0].Hook = datapath.HookNone
+	w.pass(0)
+	if w.kernel.sets != 2 {
+		t.Errorf("%d sets; want the hook repaired", w.kernel.sets)
+	}
+	// An event of qdiscs sets everything again, as order does not show, but not more often than repairEvery.
+	for range 5 {
+		w.pass(QdiscsChanged)
+	}
+	if w.kernel.sets != 2 || w.untilRetry() > repairEvery {
+		t.Errorf("%d sets, next in %v; want them put off, not forgotten", w.kernel.sets, w.untilRetry())
+	}
+	w.clock = w.clock.Add(repairEvery)
+	w.pass(0)
+	w.pass(0)
+	if w.kernel.sets != 3 {
+		t.Errorf("%d sets; want the owed one, once", w.kernel.sets)
+	}
+}
+
+func TestFailuresAreRetried(t *testing.T) {
+	w := newWorld(t)
+	w.pod("a", "10M", "10.0.0.11")
+	w.kernel.setErr = errors.New("attach tcx to veth: no memory")
+	w.pass(Resync)
+	w.wantReason("a", false, "no memory")
+	if wait := w.untilRetry(); wait > minRetry {
+		t.Errorf("next try in %v; want %v", wait, minRetry)
+	}
+	w.kernel.setErr = nil
+	w.pass(0)
+	w.wantReason("a", true)
+
+	w.kernel.statesErr = errors.New("list pods: no permission")
+	w.source.snapshot.Pods = nil
+	w.pass(Resync)
+	if len(w.kernel.states) != 1 || len(w.Status().Problems) != 1 || w.untilRetry() < failedRetry {
+		t.Errorf("kernel %v, problems %v, next in %v; want nothing touched, the problem told, no hurry",
+			w.kernel.states, w.Status().Problems, w.untilRetry())
+	}
+}
+
+func TestVethsOfUnlimitedPods(t *testing.T) {
+	w := newWorld(t)
+	w.opts.Veths = true
+	w.pod("a", "10M", "10.0.0.11")
+	w.pod("free", "", "10.0.0.12")
+	w.pod("host", "", "10.0.0.13").HostNetwork = true
+	w.pod("done", "", "10.0.0.14").Phase = corev1.PodFailed
+	w.pass(Resync)
+	w.pass(w.takeAsked())
+	if diff := cmp.Diff([]int{11, 12}, w.exits.veths); diff != "" {
+		t.Errorf("devices to pods (-want +got):\n%s", diff)
+	}
+	w.exits.result.Fq = &qdisc.MissingError{Option: "fq"}
+	none := newWorld(t)
+	none.opts.Veths, none.exits.result, none.source, none.network = true, w.exits.result, w.source, w.network
+	none.opts.Source = w.source
+	none.pass(Resync)
+	none.pass(Resync)
+	if diff := cmp.Diff([]int{11}, none.exits.veths); diff != "" {
+		t.Errorf("devices to pods without fq (-want +got):\n%s", diff)
+	}
+}
+
+func TestStatusFile(t *testing.T) {
+	w := newWorld(t)
+	w.pod("a", "10M", "10.0.0.11")
+	w.source.snapshot.Problems = []error{errors.New("read manifest x.yaml: kind: wrong")}
+	w.pass(Resync)
+	got, err := ReadStatus(filepath.Dir(w.opts.StatusFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := w.Status()
+	want.Pods = slices.Clone(want.Pods)
+	want.Pods[0].Mode = 0 // not in the file
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("status file (-want +got):\n%s", diff)
+	}
+	if got.Mode != "pacing" || len(got.Problems) != 1 || len(got.Exits) != 1 {
+		t.Errorf("status %+v; want mode, problem and exit device", got)
+	}
+	w.clock = w.clock.Add(time.Hour)
+	w.pass(Resync)
+	if again, _ := ReadStatus(filepath.Dir(w.opts.StatusFile)); !again.Updated.Equal(got.Updated) {
+		t.Error("status file written again without a change")
+	}
+}
+
+func TestRunEnds(t *testing.T) {
+	w := newWorld(t)
+	w.now = time.Now
+	w.pod("a", "10M", "10.0.0.11")
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- w.Run(ctx) }()
+	for !w.Ready() {
+		time.Sleep(time.Millisecond)
+	}
+	if !w.Alive() {
+		t.Error("not alive right after a pass")
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	w.wantLimit("a", "10M", datapath.ModePacing) // stays in force
+}
+
+func TestNewValidates(t *testing.T) {
+	_, err := New(Options{Resync: -1})
+	for _, part := range []string{"Source", "Datapath", "Qdiscs", "Scan", "Resync"} {
+		if err == nil || !strings.Contains(err.Error(), part) {
+			t.Errorf("error %v lacks %q", err, part)
+		}
+	}
+}
+
+func TestDecideMode(t *testing.T) {
+	stamp := datapath.Features{Kernel: "6.1.0", Stamp: true}
+	fq := qdisc.Device{Name: "eth0", Qdisc: "fq", Paced: true}
+	htb := qdisc.Device{Name: "eth1", Qdisc: "htb", Reason: "qdisc htb 1: was set by an administrator and stays"}
+	for name, test := range map[string]struct {
+		features datapath.Features
+		devices  qdisc.Result
+		err      error
+		mode     datapath.Mode
+		why      string
+	}{
+		"pacing":     {stamp, qdisc.Result{Exits: []qdisc.Device{fq}}, nil, datapath.ModePacing, "EDT with fq"},
+		"old kernel": {datapath.Features{Kernel: "5.10.0"}, qdisc.Result{Exits: []qdisc.Device{fq}}, nil, datapath.ModePolicing, "kernel 5.10.0 cannot keep departure times (needs Linux 5.18)"},
+		"no fq":      {stamp, qdisc.Result{Fq: &qdisc.MissingError{Option: "CONFIG_NET_SCH_FQ (sch_fq)"}}, nil, datapath.ModePolicing, "kernel 6.1.0 has no fq: needs CONFIG_NET_SCH_FQ (sch_fq)"},
+		"one of two": {stamp, qdisc.Result{Exits: []qdisc.Device{fq, htb}}, nil, datapath.ModePolicing, "no fq on eth1: qdisc htb 1: was set by an administrator and stays"},
+		"no exit":    {stamp, qdisc.Result{}, nil, datapath.ModePolicing, "no device by which packets leave was found; --exit-devices names them"},
+		"unknown":    {stamp, qdisc.Result{Exits: []qdisc.Device{fq}}, errors.New("list routes: no"), datapath.ModePolicing, "list routes: no"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			mode, why := DecideMode(test.features, test.devices, test.err)
+			if mode != test.mode || why != test.why {
+				t.Errorf("DecideMode = %v, %q; want %v, %q", mode, why, test.mode, test.why)
+			}
+		})
+	}
+}

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package enforcer
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/kubepace/kubepace/enforcer/datapath"
+	"github.com/kubepace/kubepace/enforcer/device"
+	"github.com/kubepace/kubepace/enforcer/pods"
+	"github.com/kubepace/kubepace/enforcer/qdisc"
+)
+
+// Enforcer is the loop. Poke, Status and Ready may be called from any goroutine.
+type Enforcer struct {
+	opts Options
+	wake chan struct{} // a pass is wanted
+	now  func() time.Time
+
+	mu     sync.Mutex
+	asked  Reason // what was asked for since the last pass
+	status Status
+	ready  bool
+	passed time.Time
+
+	// The rest belongs to the loop.
+	pods     map[string]*podState // by UID
+	exits    qdisc.Result
+	exitsErr error
+	veths    []int
+	first    bool // a pass has been made
+	failed   bool // the latest pass could not do its work
+	repaired time.Time
+	owed     bool            // a repair came too soon after the last one
+	problems map[string]bool // already logged
+}
+
+// Reason is a set of reasons for a pass.
+type Reason uint8
+
+const (
+	// PodsChanged: the source has news.
+	PodsChanged Reason = 1 << iota
+	// DevicesChanged: a device or a network namespace came or went, so that a missing one may be there now.
+	DevicesChanged
+	// RoutesChanged: packets may leave by other devices.
+	RoutesChanged
+	// QdiscsChanged: somebody may have taken fq or our program away.
+	QdiscsChanged
+	// Resync: compare everything, whatever the events said.
+	Resync
+)
+
+func (r Reason) has(what Reason) bool { return r&what != 0 }
+
+// podState is what the loop remembers of one pod from pass to pass.
+type podState struct {
+	query   device.Query
+	found   device.Found
+	err     error // of the latest search
+	retry   time.Time
+	delay   time.Duration
+	verdict Verdict
+	since   time.Time // of the verdict
+	told    bool      // the observer knows the verdict
+	logged  bool
+}
+
+// Poke asks for a pass soon.
+func (e *Enforcer) Poke(r Reason) {
+	e.ask(r)
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run makes passes until ctx ends; it returns nil then, and leaves every limit in force.
+func (e *Enforcer) Run(ctx context.Context) error {
+	ticker := time.NewTicker(e.opts.Resync)
+	defer ticker.Stop()
+	reason := Resync
+	for {
+		e.pass(reason)
+		retry := time.NewTimer(e.untilRetry())
+		select {
+		case <-ctx.Done():
+		case <-e.opts.Source.Changes():
+			e.ask(PodsChanged)
+		case <-ticker.C:
+			e.ask(Resync)
+		case <-e.wake:
+		case <-retry.C:
+		}
+		retry.Stop()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(settle):
+		}
+		reason = e.takeAsked()
+	}
+}
+
+func (e *Enforcer) ask(r Reason) {
+	e.mu.Lock()
+	e.asked |= r
+	e.mu.Unlock()
+}
+
+func (e *Enforcer) takeAsked() Reason {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	asked := e.asked
+	e.asked = 0
+	return asked
+}
+
+// untilRetry is how long the loop may wait for an event.
+func (e *Enforcer) untilRetry() time.Duration {
+	now, wait := e.now(), e.opts.Resync
+	for _, p := range e.pods {
+		if !p.retry.IsZero() {
+			wait = min(wait, p.retry.Sub(now))
+		}
+		if p.logged != p.told { // the observer is told after a while
+			wait = min(wait, p.since.Add(grace).Sub(now))
+		}
+	}
+	if e.owed {
+		wait = min(wait, e.repaired.Add(repairEvery).Sub(now))
+	}
+	if e.failed {
+		return max(wait, failedRetry)
+	}
+	return max(wait, time.Millisecond)
+}
+
+// Ready reports whether a pass was made with all of this node's pods known.
+func (e *Enforcer) Ready() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.ready
+}
+
+// Alive reports whether the loop still turns.
+func (e *Enforcer) Alive() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.passed.IsZero() || e.now().Sub(e.passed) < 3*e.opts.Resync
+}
+
+// Status of the latest pass.
+func (e *Enforcer) Status() Status {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.status
+}
+
+// pass compares everything that is wanted with everything that is, and changes the difference.
+func (e *Enforcer) pass(reason Reason) {
+	snapshot := e.opts.Source.Snapshot()
+	states, stateErr := e.states()
+	problems := append([]error(nil), snapshot.Problems...)
+	if stateErr != nil {
+		problems = append(problems, stateErr)
+	}
+	e.forget(snapshot)
+	locateErr := e.locate(snapshot, reason)
+	if locateErr != nil {
+		problems = append(problems, locateErr)
+	}
+	e.failed = stateErr != nil || locateErr != nil
+	e.syncQdiscs(reason)
+	if e.exitsErr != nil {
+		problems = append(problems, e.exitsErr)
+	}
+	mode, why := DecideMode(e.opts.Datapath.Features(), e.exits, e.exitsErr)
+	if stateErr == nil {
+		problems = append(problems, e.collect(snapshot, states)...)
+		e.apply(snapshot, states, mode, e.repair(reason))
+	}
+	e.logProblems(problems)
+	e.publish(snapshot, mode, why, problems)
+}
+
+// repair reports whether each pod is to be set again though the kernel's state looks right.
+func (e *Enforcer) repair(reason Reason) bool {
+	now := e.now()
+	e.owed = e.owed || reason.has(QdiscsChanged)
+	if !reason.has(Resync) && (!e.owed || now.Sub(e.repaired) < repairEvery) {
+		return false
+	}
+	e.repaired, e.owed = now, false
+	return true
+}
+
+func (e *Enforcer) states() (map[string]datapath.State, error) {
+	list, err := e.opts.Datapath.States()
+	if err != nil {
+		return nil, err
+	}
+	states := make(map[string]datapath.State, len(list))
+	for _, s := range list {
+		states[s.Pod.UID] = s
+	}
+	return states, nil
+}
+
+// forget drops what is remembered of pods that are gone.
+func (e *Enforcer) forget(snapshot pods.Snapshot) {
+	if !snapshot.Complete {
+		return
+	}
+	there := make(map[string]bool, len(snapshot.Pods))
+	for _, pod := range snapshot.Pods {
+		there[pod.UID] = true
+	}
+	for uid := range e.pods {
+		if !there[uid] {
+			delete(e.pods, uid)
+		}
+	}
+}

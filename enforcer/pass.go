@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package enforcer
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kubepace/kubepace/enforcer/datapath"
+	"github.com/kubepace/kubepace/enforcer/device"
+	"github.com/kubepace/kubepace/enforcer/pods"
+)
+
+// locate finds the devices of every pod that needs them, in one scan. What was found before is kept while it still
+// stands in the kernel as it did.
+func (e *Enforcer) locate(snapshot pods.Snapshot, reason Reason) error {
+	scan, err := e.opts.Scan()
+	if err != nil {
+		return fmt.Errorf("find pods' devices: %w", err)
+	}
+	defer scan.Close()
+	now := e.now()
+	for _, pod := range snapshot.Pods {
+		p := e.pods[pod.UID]
+		if !e.needsDevice(pod) {
+			if p != nil {
+				p.query, p.found, p.err, p.retry, p.delay = device.Query{}, device.Found{}, nil, time.Time{}, 0
+			}
+			continue
+		}
+		if p == nil {
+			p = &podState{}
+			e.pods[pod.UID] = p
+		}
+		query := device.Query{Netns: pod.Netns, IPs: pod.IPs}
+		same := query.Netns == p.query.Netns && slices.Equal(query.IPs, p.query.IPs)
+		current := same && p.err == nil && scan.Current(p.found.Devices)
+		if current && !reason.has(Resync) {
+			continue
+		}
+		if reason.has(DevicesChanged) || !same {
+			p.retry, p.delay = time.Time{}, 0
+		}
+		if p.err != nil && now.Before(p.retry) {
+			continue
+		}
+		p.query = query
+		p.found, p.err = scan.Find(query)
+		p.schedule(now)
+	}
+	return nil
+}
+
+// schedule sets when to look again without an event: soon at first, ever more rarely later.
+func (p *podState) schedule(now time.Time) {
+	if !device.Temporary(p.err) {
+		p.retry, p.delay = time.Time{}, 0
+		return
+	}
+	p.delay = min(max(2*p.delay, minRetry), maxRetry)
+	p.retry = now.Add(p.delay)
+}
+
+// needsDevice: unlimited pods' devices matter where fq holds the packets towards them.
+func (e *Enforcer) needsDevice(pod pods.Pod) bool {
+	if pod.HostNetwork || pod.Finished() {
+		return false
+	}
+	return pod.Limited() || (e.opts.Veths && e.exits.Fq == nil && e.first)
+}
+
+// syncQdiscs looks at the exit devices where something may have changed them.
+func (e *Enforcer) syncQdiscs(reason Reason) {
+	var veths []int
+	for _, p := range e.pods {
+		for _, d := range p.found.Devices {
+			veths = append(veths, d.Index)
+		}
+	}
+	slices.Sort(veths)
+	if e.first && !reason.has(Resync|DevicesChanged|RoutesChanged|QdiscsChanged) && slices.Equal(veths, e.veths) {
+		return
+	}
+	e.exits, e.exitsErr = e.opts.Qdiscs.Sync(veths)
+	if !e.first && e.opts.Veths && e.exits.Fq == nil {
+		e.Poke(PodsChanged) // only now is it known that unlimited pods' devices matter
+	}
+	e.veths, e.first = veths, true
+}
+
+// collect removes the limits of pods that are gone, that have finished, or whose author took the limit away. It goes
+// before any limit is set: a new pod may have got a former one's device.
+func (e *Enforcer) collect(snapshot pods.Snapshot, states map[string]datapath.State) []error {
+	known := make(map[string]pods.Pod, len(snapshot.Pods))
+	for _, pod := range snapshot.Pods {
+		known[pod.UID] = pod
+	}
+	var errs []error
+	for uid, state := range states {
+		pod, there := known[uid]
+		if there && pod.Limited() || !there && !snapshot.Complete {
+			continue
+		}
+		if err := e.opts.Datapath.Remove(uid); err != nil {
+			errs = append(errs, fmt.Errorf("remove limit of %s: %w", state.Pod, err))
+			continue
+		}
+		delete(states, uid)
+		e.opts.Log.Info("limit removed", "pod", state.Pod.String(), "uid", uid, "podGone", !there)
+	}
+	return errs
+}
+
+// apply sets every limited pod and keeps the verdicts.
+func (e *Enforcer) apply(snapshot pods.Snapshot, states map[string]datapath.State, mode datapath.Mode, repair bool) {
+	for _, pod := range snapshot.Pods {
+		p := e.pods[pod.UID]
+		if !pod.Limited() {
+			if p != nil {
+				p.verdict, p.told, p.logged = Verdict{}, false, false
+			}
+			continue
+		}
+		if p == nil {
+			p = &podState{}
+			e.pods[pod.UID] = p
+		}
+		state, held := states[pod.UID]
+		e.keep(pod, p, e.enforce(pod, p, state, held, mode, repair))
+	}
+}
+
+// enforce brings one pod to its limit and says what came of it.
+func (e *Enforcer) enforce(pod pods.Pod, p *podState, state datapath.State, held bool, mode datapath.Mode, repair bool) Verdict {
+	v := Verdict{Pod: pod.Pod, Origin: pod.Origin, Limit: pod.Rate, Mode: mode}
+	var reasons []string
+	if pod.Err != nil {
+		reasons = append(reasons, pod.Err.Error())
+		if v.Limit = state.Rate; !held || v.Limit == 0 {
+			v.Reason = reasons[0]
+			return v
+		}
+		reasons = append(reasons, fmt.Sprintf("the last good limit %s stays", v.Limit))
+	}
+	switch {
+	case pod.HostNetwork:
+		v.Reason = device.ErrHostNetwork.Error()
+		return v
+	case p.err != nil:
+		v.Reason = strings.Join(append(reasons, p.err.Error()), "; ")
+		return v
+	case len(p.found.Devices) == 0:
+		v.Reason = strings.Join(append(reasons, "the pod's devices could not be looked for"), "; ")
+		return v
+	}
+	limit := datapath.Limit{Pod: pod.Pod, Rate: v.Limit, Mode: mode}
+	for _, d := range p.found.Devices {
+		limit.Devices = append(limit.Devices, d.Device)
+	}
+	if repair || !held || differs(state, limit) {
+		if err := e.opts.Datapath.Set(limit); err != nil {
+			v.Reason = strings.Join(append(reasons, err.Error()), "; ")
+			e.retryAfterError(p)
+			return v
+		}
+	}
+	p.retry, p.delay = time.Time{}, 0
+	v.Devices = limit.Devices
+	v.Enforced = len(p.found.Unheld) == 0
+	if !v.Enforced {
+		reasons = append(reasons, "not all that the pod sends is held: it has "+strings.Join(p.found.Unheld, ", ")+" as well")
+	}
+	v.Reason = strings.Join(reasons, "; ")
+	return v
+}
+
+// retryAfterError lets a failed Set be tried again by the same ever longer waits.
+func (e *Enforcer) retryAfterError(p *podState) {
+	p.delay = min(max(2*p.delay, minRetry), maxRetry)
+	p.retry = e.now().Add(p.delay)
+}
+
+// differs reports whether the kernel's state is not what is wanted.
+func differs(state datapath.State, want datapath.Limit) bool {
+	if state.Rate != want.Rate || state.Mode != want.Mode || len(state.Devices) != len(want.Devices) {
+		return true
+	}
+	for _, d := range want.Devices {
+		i := slices.IndexFunc(state.Devices, func(have datapath.Device) bool { return have.Index == d.Index })
+		if i < 0 || state.Devices[i].Hook == datapath.HookNone {
+			return true
+		}
+	}
+	return false
+}
+
+// keep stores a verdict, logs it where it is new, and tells the observer: at once, but for a pod that may merely be
+// starting or ending, after a while.
+func (e *Enforcer) keep(pod pods.Pod, p *podState, v Verdict) {
+	now := e.now()
+	if !sameVerdict(p.verdict, v) || !p.logged {
+		p.since, p.told, p.logged = now, false, true
+		e.logVerdict(v, device.Temporary(p.err))
+	}
+	p.verdict = v
+	if p.told || e.opts.Observer == nil {
+		p.told = true
+		return
+	}
+	if !v.Enforced && device.Temporary(p.err) && now.Sub(p.since) < grace {
+		return
+	}
+	p.told = true
+	if !pod.Terminating || v.Enforced {
+		e.opts.Observer.Changed(pod, v)
+	}
+}
+
+func sameVerdict(a, b Verdict) bool {
+	return a.Enforced == b.Enforced && a.Limit == b.Limit && a.Mode == b.Mode && a.Reason == b.Reason && slices.Equal(a.Devices, b.Devices)
+}
+
+func (e *Enforcer) logVerdict(v Verdict, waiting bool) {
+	names := make([]string, len(v.Devices))
+	for i, d := range v.Devices {
+		names[i] = d.Name
+	}
+	log := e.opts.Log.WithValues("pod", v.Pod.String(), "uid", v.UID, "limit", v.Limit.String())
+	switch {
+	case v.Enforced && v.Reason == "":
+		log.Info("limit enforced", "devices", names, "mode", v.Mode.String())
+	case v.Enforced:
+		log.Info("limit enforced", "devices", names, "mode", v.Mode.String(), "note", v.Reason)
+	case waiting:
+		log.Info("limit waits for the pod's device", "reason", v.Reason)
+	default:
+		log.Error(errors.New(v.Reason), "limit is not enforced")
+	}
+}
