@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -168,5 +169,35 @@ func bestOf(t *testing.T, attempts int, want float64, attempt func() float64) {
 	}
 	if best < want {
 		t.Errorf("used %.1f %% of the limit at best, want at least %.1f %%", 100*best, 100*want)
+	}
+}
+
+// onOneCPU keeps the whole process on one processor: a sender that moves between processors, with packets in the
+// backlog of each, reorders them before the datapath ever sees them.
+func onOneCPU(t *testing.T) {
+	t.Helper()
+	var all, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &all); err != nil {
+		t.Fatalf("read affinity: %v", err)
+	}
+	one.Set(0)
+	setAffinity(t, &one)
+	t.Cleanup(func() { setAffinity(t, &all) })
+}
+
+func setAffinity(t *testing.T, set *unix.CPUSet) {
+	t.Helper()
+	threads, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		t.Fatalf("list threads: %v", err)
+	}
+	for _, thread := range threads {
+		id, err := strconv.Atoi(thread.Name())
+		if err != nil {
+			t.Fatalf("thread %q: %v", thread.Name(), err)
+		}
+		if err := unix.SchedSetaffinity(id, set); err != nil && !errors.Is(err, unix.ESRCH) {
+			t.Fatalf("set affinity: %v", err)
+		}
 	}
 }
