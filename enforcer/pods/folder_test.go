@@ -200,9 +200,10 @@ func TestFolderKeepsLastGood(t *testing.T) {
 	d := watchDir(t, map[string]string{"a.yaml": manifestOf("a", "10M"), "b.yaml": manifestOf("b", "5M")})
 	d.want(0, "a=10M", "b=5M")
 	d.write("a.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nstatus: {podIP: nonsense}\n")
-	s := d.want(1, "a=10M", "b=5M")
-	if text := s.Problems[0].Error(); !strings.Contains(text, filepath.Join(d.path, "a.yaml")+": status.podIP:") || !s.Complete {
-		t.Errorf("problem %q, complete %v; want file and field, complete", text, s.Complete)
+	want := filepath.Join(d.path, "a.yaml") + ": status.podIP:"
+	s := await(t, d, func(s Snapshot) bool { return len(s.Problems) == 1 && strings.Contains(s.Problems[0].Error(), want) })
+	if !s.Complete || len(s.Pods) != 2 || s.Pods[0].Rate != 10*bandwidth.Megabit {
+		t.Errorf("snapshot %+v; want both pods, complete", s)
 	}
 	d.write("a.yaml", "") // a writer in the middle of its work
 	d.want(1, "a=10M", "b=5M")
