@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -90,10 +89,9 @@ func (r TCPResult) Loss() float64 {
 	return again / all
 }
 
-// tcpFlow is a running flow: its two ends and what has arrived.
+// tcpFlow is a running flow: its two ends and its result, of which sender and receiver write different fields.
 type tcpFlow struct {
 	sender, receiver *net.TCPConn
-	received         atomic.Int64
 	result           TCPFlow
 }
 
@@ -118,9 +116,9 @@ func TCP(ctx context.Context, o TCPOptions) (TCPResult, error) {
 	var running sync.WaitGroup
 	for _, flow := range flows {
 		running.Go(flow.send)
-		running.Go(flow.receive)
+		running.Go(func() { flow.receive(result.Started) })
 	}
-	sample(ctx, flows, result.Started)
+	<-ctx.Done()
 	result.Elapsed = time.Since(result.Started)
 	var errs []error
 	for _, flow := range flows {
@@ -129,30 +127,10 @@ func TCP(ctx context.Context, o TCPOptions) (TCPResult, error) {
 	}
 	running.Wait()
 	for _, flow := range flows {
+		flow.result.cut(result.Elapsed)
 		result.Flows = append(result.Flows, flow.result)
 	}
 	return result, errors.Join(errs...)
-}
-
-// sample reads the flows' counters every 100 ms until the context ends.
-func sample(ctx context.Context, flows []*tcpFlow, started time.Time) {
-	deadline, _ := ctx.Deadline()
-	for slot := 1; ; slot++ {
-		// A sleep to a fixed time and not a tick each: a late one must not shift those after it.
-		next := started.Add(time.Duration(slot) * sampleEvery)
-		select {
-		case <-ctx.Done():
-		case <-time.After(time.Until(next)):
-		}
-		for _, flow := range flows {
-			got := flow.received.Load()
-			flow.result.Samples = append(flow.result.Samples, got-flow.result.Bytes)
-			flow.result.Bytes = got
-		}
-		if ctx.Err() != nil || !deadline.After(next) {
-			return
-		}
-	}
 }
 
 // connectFlows makes all connections before any of them sends.
@@ -170,6 +148,8 @@ func connectFlows(ctx context.Context, o TCPOptions) (flows []*tcpFlow, err erro
 	defer cancel()
 	accepted := make(map[uint16]*net.TCPConn)
 	group, ctx := errgroup.WithContext(ctx)
+	// The first failure ends the wait for connections that will not come.
+	defer context.AfterFunc(ctx, func() { _ = listener.Close() })()
 	flows = make([]*tcpFlow, max(o.Flows, 1))
 	group.Go(func() error { return accept(listener, len(flows), accepted) })
 	for i := range flows {
@@ -242,14 +222,28 @@ func (f *tcpFlow) send() {
 	}
 }
 
-func (f *tcpFlow) receive() {
+func (f *tcpFlow) receive(started time.Time) {
 	buffer := make([]byte, 2*chunk)
 	for {
 		n, err := f.receiver.Read(buffer)
-		f.received.Add(int64(n))
+		slot := int(time.Since(started) / sampleEvery)
+		for len(f.result.Samples) <= slot {
+			f.result.Samples = append(f.result.Samples, 0)
+		}
+		f.result.Samples[slot] += int64(n)
 		if err != nil {
 			return // closed by TCP
 		}
+	}
+}
+
+// cut makes the samples as long as the transfer took, so that those of all flows have one length, and adds them up.
+func (f *TCPFlow) cut(elapsed time.Duration) {
+	samples := make([]int64, (elapsed+sampleEvery/2)/sampleEvery)
+	copy(samples, f.Samples)
+	f.Samples = samples
+	for _, b := range samples {
+		f.Bytes += b
 	}
 }
 
