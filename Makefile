@@ -26,7 +26,7 @@ help: ## list the targets
 
 .PHONY: build
 build: go-there ## build bin/kubepace-webhook and bin/kubepace-enforcer
-	go build -trimpath -o bin/ ./cmd/...
+	go build -o bin/ ./cmd/...
 
 .PHONY: test
 test: test-unit test-admission test-datapath test-vm ## everything below that starts with test-; needs root
@@ -72,7 +72,7 @@ check-generated: go-there ## fail where `make generate` would change a file
 .PHONY: demo
 demo: build root-here ## watch admission decide three limits and the kernel keep them; KERNEL=6.1 in QEMU; needs root
 	$(install) demo
-	go build -trimpath -o bin/kubepace-demo ./tests/demo
+	go build -o bin/kubepace-demo ./tests/demo
 	tests/demo/run.sh $(KERNEL)
 
 .PHONY: clean

@@ -36,6 +36,8 @@ type demo struct {
 	plane  *plane.Plane
 	client *kubernetes.Clientset
 	pods   []*pod
+
+	enforcer *plane.Process
 }
 
 func newDemo(o options) *demo {

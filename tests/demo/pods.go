@@ -55,6 +55,11 @@ func (d *demo) createPods(ctx context.Context) error {
 		if err := d.createNamespace(ctx, p); err != nil {
 			return err
 		}
+	}
+	if err := d.awaitAdmission(ctx, d.pods[0].Namespace); err != nil {
+		return err
+	}
+	for _, p := range d.pods {
 		if err := d.createPod(ctx, p); err != nil {
 			return err
 		}
@@ -81,16 +86,8 @@ func (d *demo) createNamespace(ctx context.Context, p *pod) error {
 }
 
 func (d *demo) createPod(ctx context.Context, p *pod) error {
-	want := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: p.Pod.Pod, Namespace: p.Namespace},
-		Spec: corev1.PodSpec{
-			NodeName:   nodeName,
-			Containers: []corev1.Container{{Name: "sender", Image: "example.com/sender:1"}},
-		},
-	}
 	asks := "asks for nothing"
 	if p.Asked != "" {
-		want.Annotations = map[string]string{bandwidth.AnnotationEgress: p.Asked}
 		asks = fmt.Sprintf("asks for %q", p.Asked)
 	}
 	var heard warnings
@@ -98,7 +95,7 @@ func (d *demo) createPod(ctx context.Context, p *pod) error {
 	if err != nil {
 		return err
 	}
-	created, err := client.CoreV1().Pods(p.Namespace).Create(ctx, want, metav1.CreateOptions{})
+	created, err := client.CoreV1().Pods(p.Namespace).Create(ctx, senderPod(p.Pod.Pod, p.Asked), metav1.CreateOptions{})
 	if err != nil {
 		if !apierrors.IsForbidden(err) && !apierrors.IsInvalid(err) && !apierrors.IsBadRequest(err) {
 			return fmt.Errorf("create pod %s/%s: %w", p.Namespace, p.Pod.Pod, err)

@@ -13,11 +13,11 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"runtime"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
+
+	"github.com/kubepace/kubepace/tests/netlab"
 )
 
 // Addresses: the pods' as CNI plugins give them, the hosts' from the range that RFC 5737 keeps for documentation.
@@ -32,25 +32,21 @@ const (
 	bridge = "cni0"
 	nic    = "nic0"
 	mtu    = 1500
+	// netnsDir is where container runtimes keep the pods' network namespaces.
+	netnsDir = "/var/run/netns"
 )
-
-// Netns is a network namespace made by this package, named below /var/run/netns as container runtimes do.
-type Netns struct {
-	Name   string
-	handle netns.NsHandle
-}
 
 // Node is the network around the pods.
 type Node struct {
-	Other Netns // the other host
+	Other *netlab.Namespace // the other host
 	pods  int
 }
 
 // Pod is one pod's network.
 type Pod struct {
-	Netns
-	IP     net.IP
-	Device string // its host-side device
+	*netlab.Namespace // pinned below /var/run/netns, as container runtimes do
+	IP                net.IP
+	Device            string // its host-side device
 }
 
 // Build makes the node in the current network namespace.
@@ -68,7 +64,7 @@ func Build() (*Node, error) {
 	if err := address(bridge, bridgeIP); err != nil {
 		return nil, err
 	}
-	other, err := newNetns("other-host")
+	other, err := netlab.NewNamespace("other-host")
 	if err != nil {
 		return nil, err
 	}
@@ -79,20 +75,23 @@ func Build() (*Node, error) {
 		return nil, err
 	}
 	pods := &net.IPNet{IP: bridgeIP.Mask(hostBits), Mask: hostBits}
-	err = other.do(func() error {
-		return errors.Join(setUp("lo"), address("eth0", OtherHost), route(pods, IP))
+	err = other.Do(func() error {
+		return errors.Join(address("eth0", OtherHost), route(pods, IP))
 	})
 	return &Node{Other: other}, err
 }
 
 // AddPod gives a pod its network namespace, its veth and its address.
 func (n *Node) AddPod(name string) (Pod, error) {
-	ns, err := newNetns(name)
+	ns, err := netlab.NewNamespace(name)
 	if err != nil {
 		return Pod{}, err
 	}
+	if _, err := ns.Pin(netnsDir); err != nil {
+		return Pod{}, err
+	}
 	n.pods++
-	pod := Pod{Netns: ns, IP: net.IPv4(10, 244, 0, byte(1+n.pods)), Device: fmt.Sprintf("veth%d", n.pods)}
+	pod := Pod{Namespace: ns, IP: net.IPv4(10, 244, 0, byte(1+n.pods)), Device: fmt.Sprintf("veth%d", n.pods)}
 	if err := addVeth(pod.Device, ns); err != nil {
 		return Pod{}, err
 	}
@@ -110,55 +109,21 @@ func (n *Node) AddPod(name string) (Pod, error) {
 	if err := setUp(pod.Device); err != nil {
 		return Pod{}, err
 	}
-	return pod, ns.do(func() error {
-		return errors.Join(setUp("lo"), address("eth0", pod.IP), route(nil, bridgeIP))
+	return pod, ns.Do(func() error {
+		return errors.Join(address("eth0", pod.IP), route(nil, bridgeIP))
 	})
 }
 
 // Start starts cmd inside the namespace. Only the network is switched, as container runtimes do.
-func (n Netns) Start(cmd *exec.Cmd) error {
+func Start(ns *netlab.Namespace, cmd *exec.Cmd) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	return n.do(cmd.Start)
-}
-
-// do runs f in the namespace, on a thread that is thrown away: a goroutine that ends while locked takes its thread
-// along, so nothing ever continues in the wrong namespace.
-func (n Netns) do(f func() error) error {
-	result := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		if err := netns.Set(n.handle); err != nil {
-			result <- fmt.Errorf("enter network namespace %s: %w", n.Name, err)
-			return
-		}
-		if err := f(); err != nil {
-			result <- fmt.Errorf("in network namespace %s: %w", n.Name, err)
-			return
-		}
-		result <- nil
-	}()
-	return <-result
-}
-
-func newNetns(name string) (Netns, error) {
-	ns := Netns{Name: name}
-	result := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked: NewNamed leaves the thread in the new namespace
-		var err error
-		ns.handle, err = netns.NewNamed(name)
-		result <- err
-	}()
-	if err := <-result; err != nil {
-		return Netns{}, fmt.Errorf("make network namespace %s: %w", name, err)
-	}
-	return ns, nil
+	return ns.Do(cmd.Start)
 }
 
 // addVeth joins this namespace and ns: name here, eth0 there.
-func addVeth(name string, ns Netns) error {
+func addVeth(name string, ns *netlab.Namespace) error {
 	link := netlink.NewVeth(attrs(name))
-	link.PeerName, link.PeerNamespace, link.PeerMTU = "eth0", netlink.NsFd(ns.handle), mtu
+	link.PeerName, link.PeerNamespace, link.PeerMTU = "eth0", netlink.NsFd(ns.Handle()), mtu
 	if err := netlink.LinkAdd(link); err != nil {
 		return fmt.Errorf("add veth %s: %w", name, err)
 	}

@@ -7,11 +7,9 @@ package plane
 import (
 	"context"
 	"crypto/x509/pkix"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -64,7 +62,7 @@ func (p *Plane) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := etcd.Wait(ctx, func(ctx context.Context) error { return get(ctx, etcdURL+"/readyz") }); err != nil {
+	if err := etcd.Wait(ctx, func(ctx context.Context) error { return Answers(ctx, etcdURL+"/readyz") }); err != nil {
 		return err
 	}
 	apiserver, err := p.run("kube-apiserver", p.apiserverArgs()...)
@@ -149,27 +147,21 @@ func (p *Plane) Stop() {
 	}
 }
 
-var errNotReady = errors.New("not ready")
-
-func get(ctx context.Context, url string) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+// Answers returns nil if url answers 200.
+func Answers(ctx context.Context, url string) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	response, err := http.DefaultClient.Do(request)
 	if err != nil {
 		return err
 	}
-	if err := resp.Body.Close(); err != nil {
+	if err := response.Body.Close(); err != nil {
 		return err
 	}
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %w: %s", url, errNotReady, resp.Status)
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s answers %s", url, response.Status)
 	}
 	return nil
-}
-
-// Prepare makes Dir and Logs.
-func (o Options) Prepare() error {
-	return errors.Join(os.MkdirAll(o.Dir, 0o700), os.MkdirAll(o.Logs, 0o755))
 }
