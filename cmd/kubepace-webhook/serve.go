@@ -38,12 +38,12 @@ func serve(ctx context.Context, config *rest.Config, o *options, log logr.Logger
 		return fmt.Errorf("connect to the API server: %w", err)
 	}
 	var keeper *certs.Keeper // the server asks for certificates only once it runs
-	server := crwebhook.NewServer(crwebhook.Options{
-		Host: o.ListenAddress, Port: o.Port,
-		TLSOpts: []func(*tls.Config){func(c *tls.Config) { keeper.Configure(c) }},
-	})
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
-		Scheme: scheme.Scheme, Logger: log, WebhookServer: server, Cache: cacheOptions(o),
+		Scheme: scheme.Scheme, Logger: log, Cache: cacheOptions(o),
+		WebhookServer: crwebhook.NewServer(crwebhook.Options{
+			Host: o.ListenAddress, Port: o.Port,
+			TLSOpts: []func(*tls.Config){func(c *tls.Config) { keeper.Configure(c) }},
+		}),
 		Metrics:                metricsserver.Options{BindAddress: o.MetricsAddress},
 		HealthProbeBindAddress: o.HealthAddress,
 	})
@@ -62,6 +62,7 @@ func serve(ctx context.Context, config *rest.Config, o *options, log logr.Logger
 	if err != nil {
 		return fmt.Errorf("register metrics: %w", err)
 	}
+	server := mgr.GetWebhookServer() // the first call makes the manager run it
 	webhook.Register(server, webhook.Options{
 		Cluster: o.cluster, Metrics: counters,
 		Namespaces: &webhook.NamespaceReader{Cache: mgr.GetCache(), Live: direct},

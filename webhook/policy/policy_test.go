@@ -242,6 +242,11 @@ func TestProblems(t *testing.T) {
 		problem: ns + `: label egress.kubepace.io/max: "50m" is below the smallest limit, 1k (1000 bits per second) ("m" means thousandths of a bit; ` +
 			`for megabits write "50M"); namespace "team-a"'s default 25M (label egress.kubepace.io/default) is the maximum until it is mended`,
 	}, {
+		name: "bad maximum, default tighter than the cluster's maximum", cluster: Cluster{Max: rate("1G")},
+		labels: texts{labelMax: "x", labelDefault: "25M"}, ask: "1G", limit: "25M",
+		problem: ns + `: label egress.kubepace.io/max: "x" is not a Kubernetes quantity; namespace "team-a"'s default 25M (label egress.kubepace.io/default) ` +
+			`is the maximum until it is mended`,
+	}, {
 		name: "bad maximum alone", labels: texts{labelMax: "none"}, ask: "1G", limit: "1G",
 		problem: ns + `: label egress.kubepace.io/max: "none" is not a Kubernetes quantity; NO MAXIMUM APPLIES until it is mended`,
 	}, {

@@ -170,18 +170,18 @@ func (r *resolver) settle() {
 	r.settleDefault()
 }
 
-// settleBadMax stands in for a maximum that cannot be read: another one, else the default, which whoever wrote both
-// surely meant to be below it. With neither, pods are admitted as they ask: refusing them would make one mistyped label
-// stop every restart in the namespace, to protect nobody more than the namespace's first day did. Each author is
+// settleBadMax stands in for a maximum that cannot be read: the tightest maximum or default that can, for whoever wrote
+// the default surely meant it to be below. With neither, pods are admitted as they ask: refusing them would make one
+// mistyped label stop every restart in the namespace, to protect nobody more than its first day did. Every author is
 // warned, and nothing is lost: once the label is mended the requests stand in the pods.
 func (r *resolver) settleBadMax() {
 	switch {
 	case r.badMax == "":
+	case len(r.defaults) > 0 && (len(r.Maxes) == 0 || r.defaults[0].Rate < r.Maxes[0].Rate):
+		r.Maxes = slices.Insert(r.Maxes, 0, r.defaults[0])
+		r.problem("%s; %s is the maximum until it is mended", r.badMax, r.defaults[0].describe("default"))
 	case len(r.Maxes) > 0:
 		r.problem("%s; %s applies", r.badMax, r.Maxes[0].describe("maximum"))
-	case len(r.defaults) > 0:
-		r.Maxes = append(r.Maxes, r.defaults[0])
-		r.problem("%s; %s is the maximum until it is mended", r.badMax, r.defaults[0].describe("default"))
 	default:
 		r.problem("%s; NO MAXIMUM APPLIES until it is mended", r.badMax)
 	}

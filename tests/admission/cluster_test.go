@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package admission
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/envtest"
+)
+
+const (
+	systemNamespace = "kubepace-system"
+	serviceAccount  = "system:serviceaccount:" + systemNamespace + ":kubepace-webhook"
+	patience        = 60 * time.Second
+)
+
+// cluster is what all tests of the package share.
+type cluster struct {
+	env     *envtest.Environment
+	config  *rest.Config
+	client  client.Client
+	kubectl string
+	admin   string // kubeconfig
+	audit   string // audit log
+	webhook *process
+}
+
+var (
+	shared  *cluster
+	missing string // why there is no cluster
+)
+
+func TestMain(m *testing.M) { os.Exit(testMain(m)) }
+
+func testMain(m *testing.M) int {
+	klog.LogToStderr(false)
+	klog.SetOutput(io.Discard)
+	ctrl.SetLogger(klog.Background())
+	if missing = lacking(os.Getenv("KUBEBUILDER_ASSETS")); missing != "" {
+		return m.Run()
+	}
+	dir, err := os.MkdirTemp("", "kubepace-admission-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	shared, err = startCluster(dir)
+	if shared != nil {
+		defer shared.stop()
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "start the cluster: %v\n", err)
+		return 1
+	}
+	return m.Run()
+}
+
+// lacking says what is not in the folder of binaries.
+func lacking(assets string) string {
+	if assets == "" {
+		return "KUBEBUILDER_ASSETS is not set: see tests/kube/build.sh"
+	}
+	for _, name := range []string{"kube-apiserver", "etcd", "kubectl"} {
+		if _, err := exec.LookPath(filepath.Join(assets, name)); err != nil {
+			return err.Error()
+		}
+	}
+	return ""
+}
+
+// needCluster skips, or fails in CI, where there is no cluster.
+func needCluster(t *testing.T) *cluster {
+	t.Helper()
+	if missing == "" {
+		return shared
+	}
+	if os.Getenv("CI") == "true" {
+		t.Fatal(missing)
+	}
+	t.Skip(missing)
+	return nil
+}
+
+// startCluster returns what has to be stopped even with an error.
+func startCluster(dir string) (*cluster, error) {
+	c := &cluster{
+		env:     &envtest.Environment{ControlPlaneStartTimeout: patience, ControlPlaneStopTimeout: patience},
+		kubectl: filepath.Join(os.Getenv("KUBEBUILDER_ASSETS"), "kubectl"),
+		audit:   filepath.Join(dir, "audit.log"),
+	}
+	policy := filepath.Join(dir, "audit.yaml")
+	if err := os.WriteFile(policy, []byte(auditPolicy), 0o600); err != nil {
+		return nil, err
+	}
+	c.env.ControlPlane.GetAPIServer().Configure().
+		Append("audit-policy-file", policy).Append("audit-log-path", c.audit)
+	var err error
+	if c.config, err = c.env.Start(); err != nil {
+		return nil, err
+	}
+	c.config.QPS = -1
+	if c.client, err = client.New(c.config, client.Options{}); err != nil {
+		return c, err
+	}
+	c.admin = filepath.Join(dir, "admin.kubeconfig")
+	if err := os.WriteFile(c.admin, c.env.KubeConfig, 0o600); err != nil {
+		return c, err
+	}
+	if c.webhook, err = c.newProcess(dir); err != nil {
+		return c, err
+	}
+	// The webhook first: it must get over finding neither its namespace nor its configurations.
+	if err := c.webhook.start(); err != nil {
+		return c, err
+	}
+	if err := c.install(); err != nil {
+		return c, err
+	}
+	return c, c.webhook.waitReady()
+}
+
+const auditPolicy = `apiVersion: audit.k8s.io/v1
+kind: Policy
+rules:
+- level: Metadata
+  omitStages: [RequestReceived]
+  resources: [{group: "", resources: [pods]}]
+- level: None
+`
+
+func (c *cluster) stop() {
+	if c.webhook != nil {
+		_ = c.webhook.stop()
+	}
+	if err := c.env.Stop(); err != nil {
+		fmt.Fprintf(os.Stderr, "stop the cluster: %v\n", err)
+	}
+}
+
+// install applies what `kubectl apply -k manifests/base` applies, with the webhooks pointed at the loopback address.
+func (c *cluster) install() error {
+	out, err := exec.Command(c.kubectl, "kustomize", "../../manifests/base").Output()
+	if err != nil {
+		return fmt.Errorf("kubectl kustomize: %w", err)
+	}
+	decoder := utilyaml.NewYAMLOrJSONDecoder(bytes.NewReader(out), 4096)
+	for {
+		o := &unstructured.Unstructured{}
+		if err := decoder.Decode(&o.Object); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("read manifests: %w", err)
+		}
+		if err := toLoopback(o, c.webhook.url); err != nil {
+			return err
+		}
+		err := c.client.Create(context.Background(), o, &client.CreateOptions{Raw: &metav1.CreateOptions{FieldValidation: "Strict"}})
+		if err != nil {
+			return fmt.Errorf("create %s %s: %w", o.GetKind(), o.GetName(), err)
+		}
+	}
+}
+
+// toLoopback replaces clientConfig.service and nothing else.
+func toLoopback(o *unstructured.Unstructured, base string) error {
+	if !strings.HasSuffix(o.GetKind(), "WebhookConfiguration") {
+		return nil
+	}
+	hooks, _, err := unstructured.NestedSlice(o.Object, "webhooks")
+	if err != nil {
+		return err
+	}
+	for _, h := range hooks {
+		config := h.(map[string]any)["clientConfig"].(map[string]any)
+		path, _, _ := unstructured.NestedString(config, "service", "path")
+		delete(config, "service")
+		config["url"] = base + path
+	}
+	return unstructured.SetNestedSlice(o.Object, hooks, "webhooks")
+}
+
+// newProcess builds the binary and gives it the identity of the manifests' ServiceAccount.
+func (c *cluster) newProcess(dir string) (*process, error) {
+	binary := filepath.Join(dir, "kubepace-webhook")
+	build := exec.Command("go", "build", "-o", binary, "../../cmd/kubepace-webhook")
+	if out, err := build.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("build the webhook: %w\n%s", err, out)
+	}
+	user, err := c.env.AddUser(envtest.User{
+		Name: serviceAccount, Groups: []string{"system:serviceaccounts", "system:serviceaccounts:" + systemNamespace},
+	}, nil)
+	if err != nil {
+		return nil, fmt.Errorf("add user: %w", err)
+	}
+	kubeconfig, err := user.KubeConfig()
+	if err != nil {
+		return nil, fmt.Errorf("make kubeconfig: %w", err)
+	}
+	path := filepath.Join(dir, "webhook.kubeconfig")
+	if err := os.WriteFile(path, kubeconfig, 0o600); err != nil {
+		return nil, err
+	}
+	return newProcess(binary, path, filepath.Join(dir, "webhook.log"), c.injected)
+}
+
+// injected reports whether every webhook of the configurations has a caBundle.
+func (c *cluster) injected() bool {
+	m, v := &admissionv1.MutatingWebhookConfiguration{}, &admissionv1.ValidatingWebhookConfiguration{}
+	key := client.ObjectKey{Name: "kubepace-webhook"}
+	if c.client.Get(context.Background(), key, m) != nil || c.client.Get(context.Background(), key, v) != nil {
+		return false
+	}
+	for _, w := range m.Webhooks {
+		if len(w.ClientConfig.CABundle) == 0 {
+			return false
+		}
+	}
+	for _, w := range v.Webhooks {
+		if len(w.ClientConfig.CABundle) == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// recorder is a client that keeps the warnings which kubectl would print.
+type recorder struct {
+	*kubernetes.Clientset
+	warnings []string
+}
+
+func (r *recorder) HandleWarningHeaderWithContext(_ context.Context, code int, _, text string) {
+	if code == 299 {
+		r.warnings = append(r.warnings, text)
+	}
+}
+
+// as returns a client of its own for one user action; the name is empty for the administrator.
+func (c *cluster) as(t *testing.T, user string) *recorder {
+	t.Helper()
+	r := &recorder{}
+	config := rest.CopyConfig(c.config)
+	config.WarningHandlerWithContext = r
+	config.Impersonate.UserName = user
+	var err error
+	if r.Clientset, err = kubernetes.NewForConfig(config); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// namespace creates one of these labels with a name of its own.
+func (c *cluster) namespace(t *testing.T, labels ...string) string {
+	t.Helper()
+	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "team-", Labels: pairs(labels)}}
+	if err := c.client.Create(t.Context(), ns); err != nil {
+		t.Fatal(err)
+	}
+	return ns.Name
+}
+
+func pairs(words []string) map[string]string {
+	out := map[string]string{}
+	for i := 0; i+1 < len(words); i += 2 {
+		out[words[i]] = words[i+1]
+	}
+	return out
+}
+
+// pod makes one that the API server accepts, with these annotations.
+func pod(name string, annotations ...string) *corev1.Pod {
+	p := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "i"}}},
+	}
+	if len(annotations) > 0 {
+		p.Annotations = pairs(annotations)
+	}
+	return p
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !ok(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("still waiting after %s for %s", patience, what)
+		}
+	}
+}
+
+func get(url string) (int, string) {
+	response, err := http.Get(url) //nolint:gosec,noctx // a loopback address of this test
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		return 0, err.Error()
+	}
+	return response.StatusCode, string(body)
+}

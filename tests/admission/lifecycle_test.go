@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package admission
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/kubepace/kubepace/bandwidth"
+)
+
+func clientKey(name string) client.ObjectKey { return client.ObjectKey{Name: name} }
+
+func secretData(t *testing.T) map[string][]byte {
+	t.Helper()
+	secret := &corev1.Secret{}
+	if err := shared.client.Get(t.Context(), client.ObjectKey{Namespace: systemNamespace, Name: "kubepace-webhook-tls"}, secret); err != nil {
+		t.Fatal(err)
+	}
+	return secret.Data
+}
+
+// The caBundle verifies what is served, by TLS 1.3 only, and comes back when somebody overwrites it.
+func TestCertificates(t *testing.T) {
+	c := needCluster(t)
+	config := &admissionv1.ValidatingWebhookConfiguration{}
+	read := func() []byte {
+		if err := c.client.Get(t.Context(), clientKey("kubepace-webhook"), config); err != nil {
+			t.Fatal(err)
+		}
+		return config.Webhooks[0].ClientConfig.CABundle
+	}
+	bundle := read()
+	if diff := cmp.Diff(secretData(t)["ca.crt"], bundle); diff != "" {
+		t.Errorf("the caBundle is not the Secret's: %s", diff)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(bundle)
+	address := strings.TrimPrefix(c.webhook.url, "https://")
+	for _, name := range []string{"127.0.0.1", "kubepace-webhook.kubepace-system.svc"} {
+		conn, err := tls.Dial("tcp", address, &tls.Config{RootCAs: roots, ServerName: name})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		_ = conn.Close()
+	}
+	if conn, err := tls.Dial("tcp", address, &tls.Config{RootCAs: roots, MaxVersion: tls.VersionTLS12}); err == nil {
+		_ = conn.Close()
+		t.Error("TLS 1.2 is accepted")
+	}
+	patch, err := json.Marshal([]map[string]any{{"op": "remove", "path": "/webhooks/0/clientConfig/caBundle"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.client.Patch(t.Context(), config, client.RawPatch(types.JSONPatchType, patch)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the caBundle", func() bool { return cmp.Equal(read(), bundle) })
+}
+
+// The webhook's ServiceAccount may do what it needs and no more.
+func TestLeastPrivilege(t *testing.T) {
+	needCluster(t)
+	r := shared.as(t, serviceAccount)
+	secrets := r.CoreV1().Secrets(systemNamespace)
+	for name, err := range map[string]error{
+		"list secrets":          func() error { _, err := secrets.List(t.Context(), metav1.ListOptions{}); return err }(),
+		"read another secret":   func() error { _, err := secrets.Get(t.Context(), "x", metav1.GetOptions{}); return err }(),
+		"delete its secret":     secrets.Delete(t.Context(), "kubepace-webhook-tls", metav1.DeleteOptions{}),
+		"list pods":             func() error { _, err := r.CoreV1().Pods("").List(t.Context(), metav1.ListOptions{}); return err }(),
+		"delete its own config": r.AdmissionregistrationV1().MutatingWebhookConfigurations().Delete(t.Context(), "kubepace-webhook", metav1.DeleteOptions{}),
+	} {
+		if err == nil || !strings.Contains(err.Error(), "forbidden") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	c := needCluster(t)
+	mustCreate(t, c.namespace(t, bandwidth.LabelMax, "50M"), pod("p", egress, "1G"))
+	code, body := get(fmt.Sprintf("http://127.0.0.1:%d/metrics", c.webhook.metrics))
+	for _, want := range []string{
+		`kubepace_admission_decisions_total{half="mutate",mode="enforce",reason="capped"}`,
+		`kubepace_admission_decisions_total{half="validate",mode="enforce",reason="capped"}`,
+		`controller_runtime_webhook_latency_seconds_bucket{webhook="/mutate/pods"`,
+	} {
+		if code != http.StatusOK || !strings.Contains(body, want) {
+			t.Errorf("status %d, no %s", code, want)
+		}
+	}
+}
+
+// Stopping drains; while the webhook is away only pods under a maximum are refused; a restart keeps the identity.
+// The name makes it the last test: it takes the webhook away from the others.
+func TestZOutage(t *testing.T) {
+	c := needCluster(t)
+	plain := c.namespace(t)
+	bounded := c.namespace(t, bandwidth.LabelMax, "50M")
+	dry := c.namespace(t, bandwidth.LabelMax, "50M", bandwidth.LabelMode, "dry-run")
+	before := secretData(t)
+
+	if err := c.webhook.signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "unreadiness", func() bool { code, _ := c.webhook.readyz(); return code == http.StatusInternalServerError })
+	requireLimits(t, mustCreate(t, bounded, pod("draining", egress, "1G")), egress, "50M", requested, "1G", source, "capped")
+	if err := c.webhook.wait(); err != nil {
+		t.Fatalf("exit after SIGTERM: %v\n%s", err, c.webhook.tail())
+	}
+
+	requireLimits(t, mustCreate(t, plain, pod("outage", egress, "10000k")), egress, "10000k")
+	requireLimits(t, mustCreate(t, dry, pod("outage", egress, "1G")), egress, "1G")
+	mustCreate(t, bounded, onHost(pod("host")))
+	mustCreate(t, "kube-system", pod("system"))
+	mirror := pod("mirror", corev1.MirrorPodAnnotationKey, "x", egress, "10m")
+	mirror.Spec.NodeName = "node"
+	mustCreate(t, bounded, mirror)
+	if _, _, err := create(t, bounded, pod("outage", egress, "1G")); err == nil {
+		t.Error("a maximum is not kept while the webhook is away")
+	}
+
+	if err := c.webhook.start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.webhook.waitReady(); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(before, secretData(t)); diff != "" {
+		t.Error("the identity changed over a restart")
+	}
+	eventually(t, "calls to succeed again", func() bool {
+		got, _, err := create(t, bounded, pod("back", egress, "1G"))
+		return err == nil && got.Annotations[egress] == "50M"
+	})
+}
