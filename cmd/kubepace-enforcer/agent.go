@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/go-logr/logr"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/kubepace/kubepace/enforcer"
+	"github.com/kubepace/kubepace/enforcer/datapath"
+	"github.com/kubepace/kubepace/enforcer/device"
+	"github.com/kubepace/kubepace/enforcer/pods"
+	"github.com/kubepace/kubepace/enforcer/qdisc"
+)
+
+// runAgent keeps limits until ctx ends, and leaves them in force.
+func runAgent(ctx context.Context, o *options, _, _ io.Writer) error {
+	log, flush := setupLogging(o.level)
+	defer flush()
+	log.Info("starting", "version", version(), "node", o.NodeName, "bpffs", o.BPFFS)
+	lock, err := enforcer.Lock(o.RunDir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close() //nolint:errcheck // the process ends
+	in, err := openInput(ctx, o, log)
+	if err != nil {
+		return err
+	}
+	defer in.close()
+	k, err := openKernel(o, log)
+	if err != nil {
+		return err
+	}
+	defer k.close()
+	if err := serveAgent(ctx, o, log, in, k); err != nil {
+		return err
+	}
+	log.Info("stopped; every limit stays in force")
+	return nil
+}
+
+// input is where pods come from and where news of them go.
+type input struct {
+	source   pods.Source
+	name     string
+	observer enforcer.Observer // may be nil
+	close    func()
+}
+
+func openInput(ctx context.Context, o *options, log logr.Logger) (input, error) {
+	if o.PodManifests != "" {
+		source, err := pods.NewFolder(o.PodManifests, log.WithName("pods"))
+		return input{source: source, name: "folder " + o.PodManifests, close: func() {}}, err
+	}
+	config, err := clientConfig(o.Kubeconfig)
+	if err != nil {
+		return input{}, err
+	}
+	source, err := pods.NewAPIServer(config, o.NodeName, log.WithName("pods"))
+	if err != nil {
+		return input{}, err
+	}
+	events, err := newEvents(ctx, config, o.NodeName)
+	if err != nil {
+		return input{}, err
+	}
+	return input{source: source, name: "API server", observer: events, close: events.close}, nil
+}
+
+func clientConfig(kubeconfig string) (*rest.Config, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("configure client of the API server: %w", err)
+	}
+	config.UserAgent = rest.DefaultKubernetesUserAgent() + " " + version()
+	return config, nil
+}
+
+// kernel is what the agent holds open of the kernel.
+type kernel struct {
+	datapath *datapath.Datapath
+	qdiscs   *qdisc.Manager
+	finder   *device.Finder
+}
+
+func openKernel(o *options, log logr.Logger) (*kernel, error) {
+	k := &kernel{}
+	var err error
+	if k.finder, err = device.NewFinder(o.NetnsDir); err != nil {
+		return nil, err
+	}
+	options := qdisc.Options{RunDir: o.RunDir, Exits: o.ExitDevices, Veths: o.PodFq, Log: log.WithName("qdisc")}
+	if k.qdiscs, err = qdisc.New(options); err != nil {
+		k.close()
+		return nil, err
+	}
+	if k.datapath, err = datapath.Open(datapath.Options{BPFFS: o.BPFFS, Log: log.WithName("datapath")}); err != nil {
+		k.close()
+		return nil, fmt.Errorf("open datapath: %w", err)
+	}
+	return k, nil
+}
+
+func (k *kernel) close() {
+	k.finder.Close()
+	if k.qdiscs != nil {
+		k.qdiscs.Close()
+	}
+	if k.datapath != nil {
+		_ = k.datapath.Close() // only file descriptors
+	}
+}
+
+// serveAgent runs the loop and what feeds it; the first that fails ends all.
+func serveAgent(ctx context.Context, o *options, log logr.Logger, in input, k *kernel) error {
+	e, err := enforcer.New(enforcer.Options{
+		Source: in.source, Datapath: k.datapath, Qdiscs: k.qdiscs, Observer: in.observer, Veths: o.PodFq, Resync: o.Resync,
+		Scan:       func() (enforcer.Scan, error) { return k.finder.Scan() },
+		Log:        log,
+		StatusFile: enforcer.StatusPath(o.RunDir),
+		Identity:   enforcer.Identity{Version: version(), Node: o.NodeName, Source: in.name, Started: time.Now().UTC().Truncate(time.Second)},
+	})
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	run := func(name string, task func(context.Context) error) {
+		group.Go(func() error {
+			if err := task(ctx); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			return nil
+		})
+	}
+	run("pods", in.source.Run)
+	run("loop", e.Run)
+	run("watch devices", func(ctx context.Context) error { return e.WatchNode(ctx, k.finder) })
+	run("watch network namespaces", func(ctx context.Context) error {
+		return k.finder.WatchNetns(ctx, func() { e.Poke(enforcer.DevicesChanged) })
+	})
+	run("health", func(ctx context.Context) error { return serveHealth(ctx, o.HealthAddress, e) })
+	run("metrics", func(ctx context.Context) error { return serveMetrics(ctx, o.MetricsAddress, e) })
+	return group.Wait()
+}
