@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func parse(t *testing.T, args ...string) (*options, error) {
+	t.Helper()
+	c, rest, err := choose(args)
+	if err != nil {
+		return nil, err
+	}
+	o := defaultOptions()
+	return o, o.parse(c, rest, &bytes.Buffer{})
+}
+
+func TestParse(t *testing.T) {
+	t.Setenv("NODE_NAME", "")
+	o, err := parse(t, "--node-name=node1", "--exit-devices=eth0,eth1", "--resync=5s", "--health-address=:8080", "--log-level=debug")
+	if err != nil || o.NodeName != "node1" || len(o.ExitDevices) != 2 || o.Resync != 5*time.Second || !o.PodFq || o.BPFFS != "/sys/fs/bpf/kubepace" {
+		t.Errorf("options %+v, %v", o, err)
+	}
+	if o, err := parse(t, "list", "-o", "json", "--interval=0"); err != nil || o.Output != "json" || o.Interval != 0 {
+		t.Errorf("options %+v, %v", o, err)
+	}
+	t.Setenv("NODE_NAME", "node2")
+	if o, err := parse(t); err != nil || o.NodeName != "node2" {
+		t.Errorf("options %+v, %v; want the node from the environment", o, err)
+	}
+	if _, err := parse(t, "run", "--pod-manifests=/pods"); err != nil {
+		t.Errorf("folder with NODE_NAME set: %v", err)
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	t.Setenv("NODE_NAME", "")
+	for _, test := range []struct {
+		args string
+		want []string
+	}{
+		{"", []string{"no source of pods", "--node-name", "--pod-manifests"}},
+		{"--pod-manifests=/x --kubeconfig=/y", []string{"--pod-manifests and --kubeconfig"}},
+		{"--node-name=Node_1 --resync=1ms --netns-dir=x --bpffs=y --run-dir=z --health-address=8080 --metrics-address=x --exit-devices=averyveryverylongname --log-level=loud",
+			[]string{"--node-name", "--resync", "--netns-dir", "--bpffs", "--run-dir", "--health-address", "--metrics-address", "--exit-devices", "--log-level"}},
+		{"list -o yaml --interval=-1s", []string{"--output", "--interval"}},
+		{"status -o yaml", []string{"--output"}},
+		{"list extra", []string{`unexpected argument "extra"`}},
+		{"list --node-name=x", []string{"unknown flag"}},
+		{"lst", []string{`unknown command "lst"`}},
+	} {
+		_, err := parse(t, strings.Fields(test.args)...)
+		for _, want := range test.want {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%q: error %v lacks %q", test.args, err, want)
+			}
+		}
+	}
+}
+
+func TestHelpAndVersion(t *testing.T) {
+	for args, want := range map[string]string{
+		"--help":         "Commands:",
+		"help":           "Commands:",
+		"run --help":     "--pod-manifests folder",
+		"list --help":    "--interval",
+		"status --help":  "--exit-devices names",
+		"cleanup --help": "--run-dir folder",
+		"version":        "kubepace-enforcer ",
+	} {
+		var out, errOut bytes.Buffer
+		if code := run(strings.Fields(args), &out, &errOut); code != 0 || !strings.Contains(out.String(), want) || errOut.Len() > 0 {
+			t.Errorf("%q: exit code %d, output %q, errors %q; want 0 with %q", args, code, out.String(), errOut.String(), want)
+		}
+	}
+	var out, errOut bytes.Buffer
+	if code := run([]string{"lst"}, &out, &errOut); code != 2 || !strings.Contains(errOut.String(), "see kubepace-enforcer --help") {
+		t.Errorf("exit code %d, errors %q; want 2 with a hint", code, errOut.String())
+	}
+}
