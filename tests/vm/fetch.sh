@@ -34,6 +34,7 @@ archives() {
 		echo "main ${uri%/}"
 		echo "security ${uri%/}-security"
 	done
+	# shellcheck disable=SC2016 # apt's own variables
 	apt-get indextargets --no-release-info --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Identifier: Packages' |
 		sort -u | while read -r uri suite component; do
 		uri=${uri%/}

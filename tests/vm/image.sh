@@ -145,4 +145,6 @@ if [ ! -d "$image" ]; then
 	mv -T "$work/out" "$image" 2>/dev/null || [ -d "$image" ]
 	say "  $(du -sh "$image" | cut -f1) in $SECONDS s"
 fi
+touch "$image"
+find "$cache" -maxdepth 1 -type d -name '[0-9]*-*' -mtime +14 -exec rm -rf {} +
 echo "$image"

@@ -89,6 +89,7 @@ make_disk() {
 		printf ' %q' "$@"
 		printf '\n'
 	} >"$work/disk/command"
+	[ $number -eq 0 ] || say "disk: $(du -sh --apparent-size "$work/disk" | cut -f1) of files"
 	size=$(du -s --apparent-size -B1M "$work/disk" | cut -f1)
 	inodes=$(find "$work/disk" | wc -l)
 	mke2fs -q -t ext4 -O ^has_journal -m 0 -N $((inodes + 1024)) -d "$work/disk" "$work/disk.img" $((size * 105 / 100 + 64))M >/dev/null
@@ -107,7 +108,8 @@ start() {
 		i=$((i + 1))
 	done
 	# cmpxchg16b (cx16) of QEMU 7 is broken with two threads; five-level page tables only cost time.
-	TMPDIR=$work qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none -monitor none \
+	# pdeathsig: nobody's SIGKILL for this script leaves a machine running.
+	TMPDIR=$work setpriv --pdeathsig KILL qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none -monitor none \
 		-accel tcg,thread=multi -cpu max,-cx16,-la57 -smp "$cpus" -m "$memory" \
 		-kernel "$directory/vmlinuz" -initrd "$image/initramfs.cpio" \
 		-append "console=ttyS0 loglevel=5 panic=-1 oops=panic random.trust_cpu=on mitigations=off tsc=reliable net.ifnames=0" \
@@ -122,13 +124,13 @@ start() {
 
 # Reads the guest's status lines until QEMU is gone; sets $status (empty: the machine failed).
 follow() {
-	local word value began=$EPOCHREALTIME
+	local word value patience=1 began=$EPOCHREALTIME
 	status=''
 	while :; do
-		if read -r -t 1 word value <&5; then
+		if read -r -t $patience word value <&5; then
 			case $word in
 			start) say "$(cat "$directory/release") up after $(awk "BEGIN{printf \"%.1f\", $EPOCHREALTIME - $began}") s (guest time $value s)" ;;
-			exit) status=$value ;;
+			exit) status=$value patience=0.1 ;;
 			esac
 		elif ! kill -0 $qemu 2>/dev/null; then
 			break
@@ -147,22 +149,24 @@ show_log() {
 	[ ! -s "$work/kernel.log" ] || tail -n 60 "$work/kernel.log" | tr -d '\r' | sed 's/^/kernel: /' >&2
 }
 
+# shellcheck disable=SC2317 # run by the trap
 stop() {
-	[ -z "${qemu:-}" ] || { kill -KILL $qemu && wait $qemu; } 2>/dev/null || true
-	[ -z "${printer:-}" ] || kill $printer 2>/dev/null || true
+	[ -z "${qemu:-}" ] || { kill -KILL "$qemu" && wait "$qemu"; } 2>/dev/null || true
+	[ -z "${printer:-}" ] || kill "$printer" 2>/dev/null || true
 	[ -z "$kernel_log" ] || [ ! -f "$work/kernel.log" ] || tr -d '\r' <"$work/kernel.log" >"$kernel_log"
 	rm -rf "$work"
 }
 
 if [ -d "$kernel" ]; then directory=$kernel; else directory=$("$here/fetch.sh" "$kernel"); fi
 image=$("$here/image.sh" "$directory" ${programs[@]+"${programs[@]}"})
+find "$(dirname "$image")" -maxdepth 1 -name '.run.*' -mmin +1440 -exec rm -rf {} +
 work=$(mktemp -d "$(dirname "$image")/.run.XXXXXX")
 trap stop EXIT
 trap 'say "interrupted"; exit 130' INT TERM HUP
 make_disk "$@"
 start
 follow "$@"
-if [ "$status" != 124 ] || kill -0 $qemu 2>/dev/null; then kill -KILL $qemu 2>/dev/null || true; fi
+kill -KILL $qemu 2>/dev/null || true
 wait $qemu 2>/dev/null || true
 wait $printer || true
 if [ -z "$status" ]; then

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Runs the tests that need a kernel on each of the kernels given, in QEMU, and prints one table: test x kernel, with
+# the mode that was tested. A kernel from 5.18 on must pace, an older one police: anything else is a failure, and so
+# is a skipped test.
+# usage: suite.sh KERNEL...
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+packages=(bpf enforcer/datapath enforcer/qdisc enforcer/device tests/datapath)
+out=build/test-vm
+rm -rf "$out"
+mkdir -p "$out"
+
+# Where the mode must be one, the test binary fails with the other.
+mode_of() {
+	case $1 in
+	5.10) echo policing ;;
+	*) echo pacing ;;
+	esac
+}
+
+files=(--file bin/kubepace-enforcer)
+for package in "${packages[@]}"; do
+	name=${package//\//-}.test
+	CGO_ENABLED=0 go test -c -o "$out/$name" "./$package"
+	files+=(--file "$out/$name:/root/tests/$name")
+done
+
+# In the guest: every test binary, in its own folder, all of them even if one fails.
+cat >"$out/all.sh" <<'GUEST'
+status=0
+for test in /root/tests/*.test; do
+	echo "## ${test##*/}"
+	(mkdir -p "/tmp/${test##*/}" && cd "/tmp/${test##*/}" && "$test" -test.v -test.timeout 20m) || status=1
+done
+exit $status
+GUEST
+
+# A line `NAME RESULT` for each test that is not a subtest.
+results() {
+	sed -nE 's/^--- (PASS|FAIL|SKIP): ([A-Za-z0-9_]+) .*/\2 \1/p' "$1"
+}
+
+failed=0
+for kernel in "$@"; do
+	echo "== Linux $kernel ($(mode_of "$kernel")) =="
+	start=$SECONDS
+	if ! tests/vm/run.sh --kernel "$kernel" --timeout 1500 --env CI=true --env "KUBEPACE_EXPECT_MODE=$(mode_of "$kernel")" \
+		--env KUBEPACE_ENFORCER=/root/kubepace-enforcer "${files[@]}" --file "$out/all.sh" -- bash /root/all.sh |
+		tee "$out/$kernel.log" | grep --line-buffered -E '^(##|--- |    --- FAIL|panic:|FAIL|[a-z_]+_test.go)|Mbit/s|want|lost;'; then
+		failed=1
+	fi
+	# Skips that run.sh's status cannot know of.
+	if results "$out/$kernel.log" | grep -q ' SKIP$'; then failed=1; fi
+	if ! results "$out/$kernel.log" | grep -q ' PASS$'; then failed=1; fi
+	echo "== Linux $kernel took $((SECONDS - start)) s =="
+done
+
+printf '\n%-28s' test
+for kernel in "$@"; do printf '%-18s' "$kernel"; done
+echo
+for name in $(for kernel in "$@"; do results "$out/$kernel.log"; done | awk '{print $1}' | sort -u); do
+	printf '%-28s' "$name"
+	for kernel in "$@"; do
+		result=$(results "$out/$kernel.log" | awk -v n="$name" '$1 == n {print $2; exit}')
+		printf '%-18s' "$(mode_of "$kernel") ${result:-missing}"
+	done
+	echo
+done
+exit $failed
