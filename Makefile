@@ -17,8 +17,9 @@ export CGO_ENABLED := 0
 install := tests/setup/install.sh
 gotest := tests/setup/gotest.sh
 
-# Packages whose tests want a control plane, network namespaces or QEMU have targets of their own.
-unit_packages = $$(go list ./... | grep -vE '/tests/(admission|datapath|netlab|vm)(/|$$)')
+# Tests of these packages want root and network namespaces, others a control plane or QEMU; the rest is unit tests.
+kernel_packages := ./bpf ./enforcer/datapath ./enforcer/device ./enforcer/qdisc ./tests/netlab/... ./tests/datapath
+unit_packages = $$(go list ./... | grep -vxFf <(go list $(kernel_packages)) | grep -vE '/tests/(admission|vm)(/|$$)')
 
 .PHONY: help
 help: ## list the targets
@@ -30,10 +31,9 @@ build: go-there ## build bin/kubepace-webhook and bin/kubepace-enforcer
 
 .PHONY: test
 test: test-unit test-admission test-datapath test-vm ## everything below that starts with test-; needs root
-	@echo "make test: all passed in $$SECONDS s of its last step"
 
 .PHONY: test-unit
-test-unit: go-there ## packages by themselves; parts of enforcer/ need root and are skipped without
+test-unit: go-there ## packages by themselves, in seconds; no root needed
 	$(gotest) $(unit_packages)
 
 .PHONY: test-admission
@@ -41,14 +41,14 @@ test-admission: go-there ## the webhook against a real kube-apiserver and etcd (
 	assets=$$(tests/kube/build.sh etcd kube-apiserver kubectl) && KUBEBUILDER_ASSETS=$$assets $(gotest) ./tests/admission/...
 
 .PHONY: test-datapath
-test-datapath: go-there root-here ## the enforcer on this machine's kernel, in network namespaces; needs root
+test-datapath: build root-here ## the enforcer on this machine's kernel, in network namespaces; needs root
 	$(install) kernel
-	$(gotest) -p 1 ./tests/netlab/... ./tests/datapath/...
+	KUBEPACE_ENFORCER=$(CURDIR)/bin/kubepace-enforcer $(gotest) -p 1 $(kernel_packages)
 
 .PHONY: test-vm
-test-vm: go-there root-here ## the same in QEMU on Debian's kernels: KERNELS="5.10 6.1 7"; needs root
+test-vm: build root-here ## the same in QEMU on Debian's kernels: KERNELS="5.10 6.1 7"; needs root
 	$(install) vm
-	@echo "test-vm: not written yet" && exit 1
+	tests/vm/suite.sh $(KERNELS)
 
 .PHONY: fuzz
 fuzz: go-there ## every fuzz target for FUZZTIME (10s) each

@@ -102,6 +102,8 @@ type listed struct {
 	Pod       string `json:"pod"`
 	LimitBPS  int64  `json:"limit_bps"`
 	Mode      string `json:"mode"`
+	Enforced  bool   `json:"enforced"`
+	Reason    string `json:"reason"`
 }
 
 // awaitEnforcement waits until the kernel holds a limit for every admitted pod, by the enforcer's own list.
@@ -109,7 +111,7 @@ func (d *demo) awaitEnforcement(ctx context.Context) error {
 	stop := d.heartbeat("kubepace-enforcer")
 	defer stop()
 	err := d.enforcer.Wait(ctx, func(ctx context.Context) error {
-		output, err := exec.CommandContext(ctx, filepath.Join(d.bin, "kubepace-enforcer"), "list", "-o", "json").Output()
+		output, err := exec.CommandContext(ctx, filepath.Join(d.bin, "kubepace-enforcer"), "list", "-o", "json", "--interval=0").Output()
 		if err != nil {
 			return fmt.Errorf("kubepace-enforcer list: %w: %s", err, stderrOf(err))
 		}
@@ -131,14 +133,17 @@ func (d *demo) matchList(output []byte) error {
 	var missing []string
 	for _, p := range d.admitted() {
 		i := slices.IndexFunc(entries, func(e listed) bool { return e.Namespace == p.Namespace && e.Pod == p.Pod.Pod })
-		if i < 0 {
+		switch {
+		case i < 0:
 			missing = append(missing, p.Namespace+"/"+p.Pod.Pod)
-			continue
+		case !entries[i].Enforced:
+			missing = append(missing, fmt.Sprintf("%s/%s (%s)", p.Namespace, p.Pod.Pod, entries[i].Reason))
+		default:
+			p.LimitBPS, p.Mode = entries[i].LimitBPS, entries[i].Mode
 		}
-		p.LimitBPS, p.Mode = entries[i].LimitBPS, entries[i].Mode
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("not enforced yet: %s", strings.Join(missing, ", "))
+		return fmt.Errorf("not enforced: %s", strings.Join(missing, ", "))
 	}
 	return nil
 }
