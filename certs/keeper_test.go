@@ -276,3 +276,40 @@ func handshake(t *testing.T, server *tls.Config, bundle []byte, version uint16) 
 	defer conn.Close()
 	return conn.ConnectionState().PeerCertificates[0], nil
 }
+
+// A replica that loses the race for the Secret, by create or by update, serves the winner's certificate.
+func TestLosingARace(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		first bool // whether the loser finds no Secret at all
+	}{{"create", true}, {"update", false}} {
+		t.Run(tt.name, func(t *testing.T) {
+			clock := &movable{}
+			clock.set(start)
+			var winner *Keeper
+			var once sync.Once
+			win := func() { once.Do(func() { mustReconcile(t, winner) }) }
+			plain := fake.NewClientBuilder().WithObjects(configurations()...).Build()
+			winner = newTestKeeper(t, plain, clock)
+			slow := interceptor.NewClient(plain, interceptor.Funcs{
+				Create: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.CreateOption) error {
+					win()
+					return c.Create(ctx, o, opts...)
+				},
+				Update: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.UpdateOption) error {
+					win()
+					return c.Update(ctx, o, opts...)
+				},
+			})
+			if !tt.first {
+				mustReconcile(t, newTestKeeper(t, plain, clock))
+				clock.set(days(61))
+			}
+			loser := newTestKeeper(t, slow, clock)
+			mustReconcile(t, loser)
+			if winner.current() == nil || !bytes.Equal(loser.current().Certificate[0], winner.current().Certificate[0]) {
+				t.Error("the loser serves a certificate of its own")
+			}
+		})
+	}
+}
