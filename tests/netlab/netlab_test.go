@@ -140,7 +140,12 @@ func TestEnableFQ(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			topology := netlab.New(t, netlab.Options{UplinkQueues: queues})
 			if err := topology.EnableFQ(true); errors.Is(err, netlab.ErrNoFQ) {
-				t.Skip(err) // not netlab.Skip: CI's own kernel has no fq, its virtual machines do
+				// Not a skip: the kernel under CI itself has none, and saying so without harm is what is tried there.
+				if _, err := os.Stat("/sys/module/sch_fq"); err == nil {
+					t.Error("no fq although its module is loaded")
+				}
+				ping(t, topology.Pods[0], topology.Remote)
+				return
 			} else if err != nil {
 				t.Fatal(err)
 			}
