@@ -161,7 +161,7 @@ func (m *machine) list() []report.Row {
 func (m *machine) want(lines ...string) {
 	m.t.Helper()
 	var got []string
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		got = nil
 		for _, r := range m.list() {
 			text := r.Name + " " + r.Limit

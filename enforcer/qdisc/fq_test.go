@@ -3,7 +3,6 @@
 package qdisc
 
 import (
-	"os"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -141,24 +140,14 @@ func TestFqRestoresAdministratorsOwnToTheByte(t *testing.T) {
 // TestFqOnKernelsMq takes a device whose mq the kernel made itself, as on a physical NIC.
 func TestFqOnKernelsMq(t *testing.T) {
 	needFq(t)
-	if _, err := os.Stat("/dev/net/tun"); err != nil {
-		t.Skipf("needs a tap device for several hardware queues: %v", err)
-	}
 	inBox(t, func(b *box) {
-		tap := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: "tap0"}, Mode: netlink.TUNTAP_MODE_TAP, Queues: 3,
-			Flags: netlink.TUNTAP_MULTI_QUEUE_DEFAULTS | netlink.TUNTAP_NO_PI}
-		if err := netlink.LinkAdd(tap); err != nil {
-			t.Skipf("kernel without multi-queue tap: %v", err)
-		}
-		defer func() {
-			for _, f := range tap.Fds {
-				f.Close() //nolint:errcheck // test
-			}
-		}()
-		link, err := netlink.LinkByName("tap0")
-		b.must(err, "find tap0")
-		b.must(netlink.LinkSetUp(link), "set tap0 up")
-		m := b.manager(Options{Exits: []string{"tap0"}})
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.NumTxQueues, attrs.NumRxQueues = "ifb7", 3, 3
+		b.must(netlink.LinkAdd(&netlink.Ifb{LinkAttrs: attrs}), "add ifb7, a device with hardware-like queues")
+		link, err := netlink.LinkByName("ifb7")
+		b.must(err, "find ifb7")
+		b.must(netlink.LinkSetUp(link), "set ifb7 up")
+		m := b.manager(Options{Exits: []string{"ifb7"}})
 		defer m.Close()
 		before := b.tree(m, link)
 		if before.root.Kind != "mq" || before.root.Handle != 0 {
