@@ -188,7 +188,7 @@ func TestDoLeavesTheCallerAlone(t *testing.T) {
 		inside, _ = os.Readlink("/proc/thread-self/ns/net")
 		return want
 	})
-	if got != want {
+	if !errors.Is(got, want) {
 		t.Errorf("Do returned %v, want %v", got, want)
 	}
 	if inside == before {

@@ -162,7 +162,10 @@ func (p *pinger) receive() error {
 		if err != nil {
 			return fmt.Errorf("receive echo reply: %w", err)
 		}
-		source, _ := netip.AddrFromSlice(from.(*net.IPAddr).IP)
+		source, err := netip.ParseAddr(from.String())
+		if err != nil {
+			return fmt.Errorf("sender of echo reply: %w", err)
+		}
 		if n < icmpHeader || buffer[0] != reply || binary.BigEndian.Uint16(buffer[4:]) != p.id || source.Unmap() != p.Addr {
 			continue
 		}

@@ -164,7 +164,7 @@ func connectFlows(ctx context.Context, o TCPOptions) (flows []*tcpFlow, err erro
 		if flow.sender == nil {
 			continue
 		}
-		flow.result.Local = flow.sender.LocalAddr().(*net.TCPAddr).AddrPort()
+		flow.result.Local = addrPort(flow.sender.LocalAddr())
 		// Ports stay as they are on the way, unless a NAT finds one taken: with a namespace of its own, never.
 		flow.receiver = accepted[flow.result.Local.Port()]
 		delete(accepted, flow.result.Local.Port())
@@ -178,6 +178,9 @@ func connectFlows(ctx context.Context, o TCPOptions) (flows []*tcpFlow, err erro
 	return flows, err
 }
 
+// addrPort reads the address of a connected socket.
+func addrPort(a net.Addr) netip.AddrPort { return netip.MustParseAddrPort(a.String()) }
+
 // accept takes n connections, by the port that they come from.
 func accept(listener *net.TCPListener, n int, accepted map[uint16]*net.TCPConn) error {
 	_ = listener.SetDeadline(time.Now().Add(connectTimeout))
@@ -186,7 +189,7 @@ func accept(listener *net.TCPListener, n int, accepted map[uint16]*net.TCPConn) 
 		if err != nil {
 			return fmt.Errorf("accept bulk transfer: %w", err)
 		}
-		accepted[conn.RemoteAddr().(*net.TCPAddr).AddrPort().Port()] = conn
+		accepted[addrPort(conn.RemoteAddr()).Port()] = conn
 	}
 	return nil
 }
@@ -205,7 +208,10 @@ func dial(ctx context.Context, o TCPOptions, to string) (conn *net.TCPConn, err 
 		if err != nil {
 			return fmt.Errorf("connect bulk transfer (%s): %w", o.Congestion, err)
 		}
-		conn = c.(*net.TCPConn)
+		var ok bool
+		if conn, ok = c.(*net.TCPConn); !ok {
+			return errors.Join(fmt.Errorf("connect bulk transfer: %T is not a TCP connection", c), c.Close())
+		}
 		return nil
 	})
 	return conn, err

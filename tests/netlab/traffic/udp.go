@@ -93,7 +93,7 @@ func udpSockets(o UDPOptions) (receiver, sender *net.UDPConn, err error) {
 	}
 	if err == nil {
 		err = o.From.Do(func() error {
-			sender, err = net.DialUDP("udp", nil, receiver.LocalAddr().(*net.UDPAddr))
+			sender, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(addrPort(receiver.LocalAddr())))
 			return err
 		})
 	}
