@@ -13,7 +13,7 @@ check() {
 
 go_code() {
 	local linter
-	linter=$(tests/tools/build.sh | tail -n 1) && "$linter" run ./...
+	linter=$(tests/tools/build.sh | tail -n 1) && "$linter" run --allow-parallel-runners ./...
 }
 shell_scripts() {
 	git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck --external-sources --source-path=SCRIPTDIR --severity=warning

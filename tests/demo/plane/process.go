@@ -31,7 +31,7 @@ func StartProcess(name, logs, path string, args ...string) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
-	defer log.Close() //nolint:errcheck // the process has a descriptor of its own
+	defer log.Close() // the process has a descriptor of its own
 	fmt.Fprintf(log, "# %s %s\n", path, strings.Join(args, " "))
 	p.cmd = exec.Command(path, args...)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
