@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -103,48 +102,4 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("status %d, no %s", code, want)
 		}
 	}
-}
-
-// Stopping drains; while the webhook is away only pods under a maximum are refused; a restart keeps the identity.
-// The name makes it the last test: it takes the webhook away from the others.
-func TestZOutage(t *testing.T) {
-	c := needCluster(t)
-	plain := c.namespace(t)
-	bounded := c.namespace(t, bandwidth.LabelMax, "50M")
-	dry := c.namespace(t, bandwidth.LabelMax, "50M", bandwidth.LabelMode, "dry-run")
-	before := secretData(t)
-
-	if err := c.webhook.signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "unreadiness", func() bool { code, _ := c.webhook.readyz(); return code == http.StatusInternalServerError })
-	requireLimits(t, mustCreate(t, bounded, pod("draining", egress, "1G")), egress, "50M", requested, "1G", source, "capped")
-	if err := c.webhook.wait(); err != nil {
-		t.Fatalf("exit after SIGTERM: %v\n%s", err, c.webhook.tail())
-	}
-
-	requireLimits(t, mustCreate(t, plain, pod("outage", egress, "10000k")), egress, "10000k")
-	requireLimits(t, mustCreate(t, dry, pod("outage", egress, "1G")), egress, "1G")
-	mustCreate(t, bounded, onHost(pod("host")))
-	mustCreate(t, "kube-system", pod("system"))
-	mirror := pod("mirror", corev1.MirrorPodAnnotationKey, "x", egress, "10m")
-	mirror.Spec.NodeName = "node"
-	mustCreate(t, bounded, mirror)
-	if _, _, err := create(t, bounded, pod("outage", egress, "1G")); err == nil {
-		t.Error("a maximum is not kept while the webhook is away")
-	}
-
-	if err := c.webhook.start(); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.webhook.waitReady(); err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(before, secretData(t)); diff != "" {
-		t.Error("the identity changed over a restart")
-	}
-	eventually(t, "calls to succeed again", func() bool {
-		got, _, err := create(t, bounded, pod("back", egress, "1G"))
-		return err == nil && got.Annotations[egress] == "50M"
-	})
 }
