@@ -425,9 +425,13 @@ func TestFailuresAreRetried(t *testing.T) {
 	w.pass(0)
 	w.wantReason("a", true)
 
-	w.kernel.statesErr = errors.New("list pods: no permission")
-	w.source.snapshot.Pods = nil
+	w.pod("early", "10M", "")
 	w.pass(Resync)
+	w.kernel.statesErr = errors.New("list pods: no permission")
+	w.source.snapshot.Pods = w.source.snapshot.Pods[1:]
+	w.clock = w.clock.Add(time.Minute)
+	w.pass(0)
+	w.clock = w.clock.Add(time.Minute)
 	if len(w.kernel.states) != 1 || len(w.Status().Problems) != 1 || w.untilRetry() < failedRetry {
 		t.Errorf("kernel %v, problems %v, next in %v; want nothing touched, the problem told, no hurry",
 			w.kernel.states, w.Status().Problems, w.untilRetry())

@@ -188,3 +188,12 @@ func TestStripKeepsWhatIsRead(t *testing.T) {
 		t.Errorf("stripped pod still holds %v, %v", s.Spec.Containers, s.Annotations)
 	}
 }
+
+// TestNetnsOnlyFromTheFolder: a pod's author could name a neighbour's namespace.
+func TestNetnsOnlyFromTheFolder(t *testing.T) {
+	for origin, want := range map[Origin]string{OriginAPI: "", OriginManifests: "/var/run/netns/neighbour"} {
+		if p, err := fromObject(object("a", "10M", "10.0.0.1"), origin); err != nil || p.Netns != want {
+			t.Errorf("%s: netns %q, %v; want %q", origin, p.Netns, err, want)
+		}
+	}
+}
