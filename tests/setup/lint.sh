@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # All static checks; runs every one before it fails.
 set -uo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../.." || exit
 . tests/setup/progress.sh
 failed=()
 check() {
