@@ -84,6 +84,7 @@ func (o *options) flags() *pflag.FlagSet {
 	fs.StringSliceVar(&o.ExtraDNSNames, "extra-dns-names", o.ExtraDNSNames, "more DNS `names` for the certificate, comma-separated")
 	fs.IPSliceVar(&o.ExtraIPs, "extra-ips", o.ExtraIPs, "IP `addresses` for the certificate, comma-separated, such as 127.0.0.1 for a webhook outside the cluster")
 	fs.StringVar(&o.LogLevel, "log-level", o.LogLevel, "error, warn, info, debug, or a number for more than debug (2, 3, ...)")
+	fs.Lookup("extra-ips").DefValue = "" // help would show an empty pair of brackets
 	// controller-runtime registers --kubeconfig there.
 	fs.AddGoFlagSet(flag.CommandLine)
 	return fs
@@ -166,7 +167,7 @@ func parseLevel(text string) (zapcore.Level, error) {
 		return zapcore.DebugLevel, nil
 	}
 	if n, err := strconv.ParseUint(text, 10, 7); err == nil {
-		return zapcore.Level(-int8(n)), nil //nolint:gosec // 7 bits fit
+		return zapcore.Level(-int8(n)), nil // 7 bits fit
 	}
 	return 0, fmt.Errorf("--log-level %q is none of error, warn, info, debug or a number", text)
 }

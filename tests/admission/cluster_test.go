@@ -311,7 +311,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 }
 
 func get(url string) (int, string) {
-	response, err := http.Get(url) //nolint:gosec,noctx // a loopback address of this test
+	response, err := http.Get(url)
 	if err != nil {
 		return 0, err.Error()
 	}

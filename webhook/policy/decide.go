@@ -111,7 +111,7 @@ func (p Policy) byDefault() Decision {
 	return Decision{Reason: Reason(p.Default.Source), Limit: p.Default.Rate, Source: p.Default.Source}
 }
 
-// isDefault recognizes our own earlier stamp. Whoever forges it gets what they would have got without.
+// isDefault knows our own earlier stamp. Whoever forges it gets what they would have got without.
 func (p Policy) isDefault(annotations map[string]string, rate bandwidth.Rate) bool {
 	_, requested := annotations[bandwidth.AnnotationRequested]
 	return !requested && p.Default.Rate == rate && annotations[bandwidth.AnnotationSource] == p.Default.Source &&
