@@ -29,7 +29,7 @@ func runAgent(ctx context.Context, o *options, _, _ io.Writer) error {
 	if err != nil {
 		return err
 	}
-	defer lock.Close() //nolint:errcheck // the process ends
+	defer lock.Close()
 	in, err := openInput(ctx, o, log)
 	if err != nil {
 		return err

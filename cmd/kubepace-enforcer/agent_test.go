@@ -28,7 +28,7 @@ const asProgram = "KUBEPACE_TEST_AS_PROGRAM"
 
 func init() {
 	if os.Getenv(asProgram) != "" {
-		os.Unsetenv(asProgram) //nolint:errcheck // a constant name
+		os.Unsetenv(asProgram)
 		main()
 	}
 }
@@ -60,7 +60,7 @@ func onMachine(t *testing.T, f func(m *machine)) {
 			t.Errorf("make network namespace: %v", err)
 			return
 		}
-		defer ns.Close() //nolint:errcheck // test
+		defer ns.Close()
 		dir := t.TempDir()
 		bpf := filepath.Join(dir, "bpf")
 		m := &machine{t: t, ns: ns, bpffs: filepath.Join(bpf, "kubepace"), run: filepath.Join(dir, "run"),
@@ -92,7 +92,7 @@ func (m *machine) pod(name, host, cidr string) {
 	m.t.Helper()
 	ns, err := netns.New()
 	m.must(err, "make network namespace")
-	defer ns.Close() //nolint:errcheck // test
+	defer ns.Close()
 	path := filepath.Join(m.netnsd, name)
 	m.must(os.WriteFile(path, nil, 0o600), "make mount point")
 	m.must(unix.Mount(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), path, "", unix.MS_BIND, ""), "mount namespace")

@@ -53,7 +53,7 @@ func runCleanup(_ context.Context, o *options, stdout, _ io.Writer) error {
 	if err != nil {
 		return err
 	}
-	defer lock.Close() //nolint:errcheck // the process ends
+	defer lock.Close()
 	var errs []error
 	// The program goes first: without fq nothing would hold the packets that it still stamps.
 	if err := datapath.Cleanup(o.BPFFS); err != nil {

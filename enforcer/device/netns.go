@@ -37,7 +37,7 @@ func openNamespace(path string) (*namespace, error) {
 	}
 	ns, err := checkNamespace(fd)
 	if err != nil {
-		unix.Close(fd) //nolint:errcheck // nothing to do about it
+		unix.Close(fd)
 		return nil, err
 	}
 	ns.path = path
@@ -72,7 +72,7 @@ func checkNamespace(fd int) (*namespace, error) {
 	return &namespace{handle: netns.NsHandle(fd), id: nsID{st.Dev, st.Ino}}, nil
 }
 
-func (n *namespace) Close() { n.handle.Close() } //nolint:errcheck // nothing to do about it
+func (n *namespace) Close() { n.handle.Close() }
 
 // addresses returns every address in the namespace but loopback and link-local ones, which all namespaces share.
 func (n *namespace) addresses() ([]netip.Addr, error) {

@@ -67,8 +67,8 @@ func (n *node) pod(name string, f func(h *netlink.Handle)) netns.NsHandle {
 	n.must(unix.Mount(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), path, "none", unix.MS_BIND, ""), "mount namespace")
 	n.must(netns.Set(n.ns), "go back")
 	n.t.Cleanup(func() {
-		ns.Close()                          //nolint:errcheck
-		unix.Unmount(path, unix.MNT_DETACH) //nolint:errcheck
+		ns.Close()
+		unix.Unmount(path, unix.MNT_DETACH) //nolint:errcheck // test
 	})
 	h, err := netlink.NewHandleAt(ns)
 	n.must(err, "open handle")

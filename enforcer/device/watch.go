@@ -29,7 +29,7 @@ func (f *Finder) WatchNetns(ctx context.Context, changed func()) error {
 	if err != nil {
 		return fmt.Errorf("watch %s: %w", f.dir, err)
 	}
-	defer watcher.Close() //nolint:errcheck // nothing to do about it
+	defer watcher.Close()
 	ticker := time.NewTicker(rewatch)
 	defer ticker.Stop()
 	// A folder that is missing is no error: ip-netns(8) and the runtimes make it when they need it.
@@ -42,7 +42,7 @@ func (f *Finder) WatchNetns(ctx context.Context, changed func()) error {
 			if len(watcher.WatchList()) == 0 && watcher.Add(f.dir) == nil {
 				changed()
 			}
-		case <-watcher.Errors:
+		case _, _ = <-watcher.Errors: // an overflow, mostly: whatever it was, look again
 			changed()
 		case event := <-watcher.Events:
 			if event.Has(fsnotify.Create) || event.Has(fsnotify.Remove) || event.Has(fsnotify.Rename) {

@@ -4,6 +4,7 @@ package pods
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sort"
 	"sync/atomic"
@@ -86,8 +87,7 @@ func (a *APIServer) Run(ctx context.Context) error {
 	go func() { done <- a.cache.Start(ctx) }()
 	if err := a.watch(ctx); err != nil {
 		cancel()
-		<-done
-		return err
+		return errors.Join(err, <-done)
 	}
 	if err := <-done; err != nil {
 		return fmt.Errorf("watch pods: %w", err)

@@ -56,10 +56,10 @@ func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	encoder := json.NewEncoder(w)
 	switch {
 	case query.Get("watch") == "":
-		encoder.Encode(corev1.PodList{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "PodList"}, ListMeta: metav1.ListMeta{ResourceVersion: "1"}, Items: list}) //nolint:errcheck
+		encoder.Encode(corev1.PodList{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "PodList"}, ListMeta: metav1.ListMeta{ResourceVersion: "1"}, Items: list}) //nolint:errcheck // test
 	case query.Get("sendInitialEvents") != "": // an API server without streaming lists
 		w.WriteHeader(http.StatusUnprocessableEntity)
-		encoder.Encode(metav1.Status{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}, Status: "Failure", Reason: metav1.StatusReasonInvalid, Code: 422}) //nolint:errcheck
+		encoder.Encode(metav1.Status{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}, Status: "Failure", Reason: metav1.StatusReasonInvalid, Code: 422}) //nolint:errcheck // test
 	default:
 		flush := w.(http.Flusher).Flush
 		flush()
@@ -68,7 +68,7 @@ func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			case <-r.Context().Done():
 				return
 			case e := <-a.events:
-				encoder.Encode(e) //nolint:errcheck
+				encoder.Encode(e) //nolint:errcheck // test
 				flush()
 			}
 		}

@@ -59,9 +59,9 @@ func TestProbe(t *testing.T) {
 		m := b.manager(Options{})
 		defer m.Close()
 		up := b.uplink("up0", "", "")
-		real := m.conn.put(tree{index: up.Attrs().Index}.newRoot(exitBuckets))
-		if (real == nil) != (err == nil) {
-			b.t.Errorf("probe says %v, setting fq says %v", err, real)
+		set := m.conn.put(tree{index: up.Attrs().Index}.newRoot(exitBuckets))
+		if (set == nil) != (err == nil) {
+			b.t.Errorf("probe says %v, setting fq says %v", err, set)
 		}
 	})
 }

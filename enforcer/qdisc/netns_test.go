@@ -42,13 +42,13 @@ func inBox(t *testing.T, f func(b *box)) {
 			t.Errorf("make network namespace: %v", err)
 			return
 		}
-		defer outside.Close() //nolint:errcheck // test
+		defer outside.Close()
 		inside, err := netns.New()
 		if err != nil {
 			t.Errorf("make network namespace: %v", err)
 			return
 		}
-		defer inside.Close() //nolint:errcheck // test
+		defer inside.Close()
 		f(&box{t: t, outside: outside, dir: t.TempDir()})
 	}()
 	<-done

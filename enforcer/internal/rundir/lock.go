@@ -40,7 +40,7 @@ func Locked(dir string) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("look for a running agent: %w", err)
 	}
-	defer f.Close() //nolint:errcheck // only looked at
+	defer f.Close()
 	// Shared: two people asking at once do not take each other for an agent.
 	if err := flock(f, unix.LOCK_SH); errors.Is(err, ErrLocked) {
 		return true, nil
