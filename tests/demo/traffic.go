@@ -25,19 +25,35 @@ import (
 
 const firstPort = 5201
 
-// sendTraffic lets every admitted pod send TCP to the other host, all at the same time: the limits are per pod.
+// listTraffic is how long all pods send while `list` looks: long enough for it to start and read twice, also on an
+// emulated processor.
+const listTraffic = 5 * time.Second
+
+// sendTraffic lets every admitted pod send TCP to the other host, one after another: so each figure is the limit's,
+// whatever the machine could forward for all of them together. Nothing else is started meanwhile.
 func (d *demo) sendTraffic(ctx context.Context) error {
-	cc, err := d.congestionControl()
-	if err != nil {
+	var err error
+	if d.cc, err = d.congestionControl(); err != nil {
 		return err
 	}
-	d.say("every admitted pod sends TCP (%s) to the other host for %v, all at once ...", cc, d.traffic)
+	d.say("each admitted pod sends TCP (%s) to the other host for %v, one after another ...", d.cc, d.traffic)
+	for _, p := range d.admitted() {
+		if p.received, err = d.transfer(ctx, p, firstPort, d.traffic); err != nil {
+			return err
+		}
+		p.MeasuredBPS = int64(p.received.BitsPerSecond)
+		d.say("  %s/%s: %.2f Mbit/s of payload arrived in %.2f s", p.Namespace, p.Pod.Pod, p.received.BitsPerSecond/1e6, p.received.Duration.Seconds())
+	}
+	return d.listWhileSending(ctx)
+}
+
+// listWhileSending shows the enforcer's own view of all pods at once. What arrives is not measured.
+func (d *demo) listWhileSending(ctx context.Context) error {
+	d.say("all of them at once for %v, while the enforcer looks ...", listTraffic)
 	group, ctx := errgroup.WithContext(ctx)
 	for i, p := range d.admitted() {
 		group.Go(func() error {
-			var err error
-			p.received, err = d.transfer(ctx, p, firstPort+i, cc)
-			p.MeasuredBPS = int64(p.received.BitsPerSecond)
+			_, err := d.transfer(ctx, p, firstPort+1+i, listTraffic)
 			return err
 		})
 	}
@@ -45,7 +61,7 @@ func (d *demo) sendTraffic(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(d.traffic / 2):
+		case <-time.After(listTraffic / 5):
 			return d.showList(ctx)
 		}
 	})
@@ -81,20 +97,21 @@ func (d *demo) admitted() []*pod {
 }
 
 // transfer runs one iperf3 test from the pod to the other host and returns what its server, the receiver, saw.
-func (d *demo) transfer(ctx context.Context, p *pod, port int, cc string) (iperf.Received, error) {
+func (d *demo) transfer(ctx context.Context, p *pod, port int, duration time.Duration) (iperf.Received, error) {
 	var seen, stderr bytes.Buffer
 	server := exec.CommandContext(ctx, "iperf3", "-s", "-1", "-J", "-i", "0.5", "-B", node.OtherHost.String(), "-p", strconv.Itoa(port))
 	server.Stdout, server.Stderr = &seen, &stderr
 	if err := node.Start(d.node.Other, server); err != nil {
 		return iperf.Received{}, fmt.Errorf("start iperf3 server: %w", err)
 	}
-	clientErr := d.runClient(ctx, p, port, cc)
+	clientErr := d.runClient(ctx, p, port, duration)
 	if clientErr != nil {
 		// Its server would wait for another client for ever.
 		_ = server.Process.Kill()
 	}
 	serverErr := server.Wait()
-	if err := os.WriteFile(filepath.Join(d.logs, "iperf3-"+p.net.Name+".json"), seen.Bytes(), 0o644); err != nil {
+	file := fmt.Sprintf("iperf3-%s-%d.json", p.net.Name, port)
+	if err := os.WriteFile(filepath.Join(d.logs, file), seen.Bytes(), 0o644); err != nil {
 		return iperf.Received{}, fmt.Errorf("keep iperf3 output: %w", err)
 	}
 	if clientErr != nil {
@@ -108,11 +125,11 @@ func (d *demo) transfer(ctx context.Context, p *pod, port int, cc string) (iperf
 }
 
 // runClient tries again while the server is not listening yet. Without -J: with it, iperf3 3.12 exits with 0 on errors.
-func (d *demo) runClient(ctx context.Context, p *pod, port int, cc string) error {
-	seconds := strconv.FormatFloat(d.traffic.Seconds(), 'f', -1, 64)
+func (d *demo) runClient(ctx context.Context, p *pod, port int, duration time.Duration) error {
+	seconds := strconv.FormatFloat(duration.Seconds(), 'f', -1, 64)
 	for attempt := 0; ; attempt++ {
 		var output bytes.Buffer
-		client := exec.CommandContext(ctx, "iperf3", "-c", node.OtherHost.String(), "-p", strconv.Itoa(port), "-t", seconds, "-C", cc, "--connect-timeout", "5000")
+		client := exec.CommandContext(ctx, "iperf3", "-c", node.OtherHost.String(), "-p", strconv.Itoa(port), "-t", seconds, "-C", d.cc, "--connect-timeout", "5000")
 		client.Stdout, client.Stderr = &output, &output
 		if err := node.Start(p.net.Namespace, client); err != nil {
 			return fmt.Errorf("start iperf3 client: %w", err)
