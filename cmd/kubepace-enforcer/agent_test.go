@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -16,10 +17,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/kubepace/kubepace/enforcer/qdisc"
 	"github.com/kubepace/kubepace/enforcer/report"
 )
 
@@ -260,4 +263,53 @@ func TestOneAgentPerRunFolder(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestAgentPaces is the whole chain where the kernel has fq: the exit device found, fq set, the mode decided, told to
+// the kernel, and everything put back.
+func TestAgentPaces(t *testing.T) {
+	onMachine(t, func(m *machine) {
+		var missing *qdisc.MissingError
+		if err := qdisc.Probe(); errors.As(err, &missing) && os.Getenv("KUBEPACE_REQUIRE_FQ") != "true" {
+			t.Skipf("kernel %v", err)
+		}
+		m.pod("a", "veth-a", "10.1.0.2/24")
+		m.pod("outside", "up0", "192.0.2.1/24")
+		up, err := netlink.LinkByName("up0")
+		m.must(err, "find up0")
+		m.must(netlink.LinkSetUp(up), "set up0 up")
+		m.must(netlink.AddrAdd(up, &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(192, 0, 2, 2), Mask: net.CIDRMask(24, 32)}}), "add address")
+		m.must(netlink.RouteAdd(&netlink.Route{LinkIndex: up.Attrs().Index, Gw: net.IPv4(192, 0, 2, 1)}), "add default route")
+		before := m.qdiscs()
+		m.write("web", "10M", "status: {podIP: 10.1.0.2}\n")
+		m.start()
+		m.want("web 10M veth-a")
+		status := m.call("status")
+		mode := "pacing"
+		if strings.Contains(status, "departure times: no") {
+			mode = "policing" // before Linux 5.18
+		} else if !strings.HasPrefix(status, "Mode: pacing (EDT with fq) [") || !strings.Contains(status, "] [up0]\n") {
+			t.Errorf("status:\n%s", status)
+		}
+		if rows := m.list(); len(rows) != 1 || rows[0].Mode != mode {
+			t.Errorf("list %+v; want %s", rows, mode)
+		}
+		m.stop(syscall.SIGTERM)
+		m.call("cleanup")
+		if diff := cmp.Diff(before, m.qdiscs()); diff != "" {
+			t.Errorf("qdiscs (-before +after):\n%s", diff)
+		}
+	})
+}
+
+// qdiscs is every qdisc of the node, as text.
+func (m *machine) qdiscs() []string {
+	m.t.Helper()
+	list, err := netlink.QdiscList(nil)
+	m.must(err, "list qdiscs")
+	var text []string
+	for _, q := range list {
+		text = append(text, fmt.Sprintf("%d %s %x %x", q.Attrs().LinkIndex, q.Type(), q.Attrs().Handle, q.Attrs().Parent))
+	}
+	return text
 }

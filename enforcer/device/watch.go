@@ -42,8 +42,10 @@ func (f *Finder) WatchNetns(ctx context.Context, changed func()) error {
 			if len(watcher.WatchList()) == 0 && watcher.Add(f.dir) == nil {
 				changed()
 			}
-		case _, _ = <-watcher.Errors: // an overflow, mostly: whatever it was, look again
-			changed()
+		case err := <-watcher.Errors:
+			if err != nil { // an overflow, mostly: whatever it was, look again
+				changed()
+			}
 		case event := <-watcher.Events:
 			if event.Has(fsnotify.Create) || event.Has(fsnotify.Remove) || event.Has(fsnotify.Rename) {
 				changed()

@@ -73,7 +73,7 @@ func (f *Folder) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("watch %s: %w", f.dir, err)
 	}
-	defer watcher.Close() //nolint:errcheck // nothing to do about it
+	defer watcher.Close()
 	ticker := time.NewTicker(rescan)
 	defer ticker.Stop()
 	f.rewatch(watcher)

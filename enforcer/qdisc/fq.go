@@ -114,7 +114,7 @@ func probeThread() error {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("probe fq: open network namespace: %w", err)
 	}
-	defer before.Close() //nolint:errcheck // nothing to do about it
+	defer before.Close()
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("probe fq: make network namespace: %w", err)
