@@ -11,7 +11,6 @@ import (
 	"os"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/rlimit"
 
 	"github.com/kubepace/kubepace/bpf"
 )
@@ -37,10 +36,6 @@ func mapNames() []string {
 
 // load puts the program into the kernel, on the maps that are pinned already, and pins what is not.
 func (d *Datapath) load() error {
-	// Kernels before 5.11 charge maps to RLIMIT_MEMLOCK.
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return fmt.Errorf("lift RLIMIT_MEMLOCK: %w", err)
-	}
 	spec, err := d.spec()
 	if err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,6 +21,10 @@ func Probe() (Features, error) {
 		return Features{}, err
 	}
 	f := Features{Kernel: release}
+	// Kernels before 5.11 charge programs and maps to RLIMIT_MEMLOCK, which pinned ones may have used up.
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return f, fmt.Errorf("lift RLIMIT_MEMLOCK: %w", err)
+	}
 	f.Stamp, err = supported(features.HaveProgramHelper(ebpf.SchedCLS, asm.FnSkbSetTstamp))
 	if err != nil {
 		return f, fmt.Errorf("probe bpf_skb_set_tstamp: %w", err)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -158,6 +159,15 @@ func (l *lab) meter(fn func()) traffic.Capture {
 		l.t.Fatalf("meter: %v", err)
 	}
 	return c
+}
+
+// used is the share of a limit that the wire carried: while pacing, in the best second, because a busy machine takes
+// from the others; while policing, where TCP goes up and down, over all.
+func used(c traffic.Capture, mode datapath.Mode, rate bandwidth.Rate, from, to time.Duration) float64 {
+	if windows := c.Windows(from, to, time.Second); mode == datapath.ModePacing && len(windows) > 0 {
+		return slices.Max(windows) / float64(rate)
+	}
+	return c.Rate(from, to) / float64(rate)
 }
 
 // bestOf repeats an attempt until it reports a share of the limit of at least want; the machine may be busy.

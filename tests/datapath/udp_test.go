@@ -67,7 +67,7 @@ func (l *lab) flood(t *testing.T, to netip.Addr, rate bandwidth.Rate, size int, 
 	if wire, payload := c.Bytes(0, c.Elapsed), u.Received*int64(size); size > 1500 && float64(payload) < 0.9*float64(wire) {
 		t.Errorf("%d bytes of payload out of %d on the wire: datagrams were torn", payload, wire)
 	}
-	return c.Rate(c.First()+d/3, c.First()+d) / float64(rate)
+	return used(c, l.mode, rate, c.First()+d/3, c.First()+d)
 }
 
 // TestNeighbour: a pod without limit beside a limited one that floods with small packets loses nothing.
@@ -122,6 +122,6 @@ func TestTwoSenders(t *testing.T) {
 		if wire := c.Bytes(0, c.Elapsed); uint64(wire) > counted.Bytes {
 			t.Errorf("%d bytes on the wire, %d counted", wire, counted.Bytes)
 		}
-		return c.Rate(c.First()+time.Second, c.First()+d) / float64(rate)
+		return used(c, l.mode, rate, c.First()+time.Second, c.First()+d)
 	})
 }

@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # Runs the tests that need a kernel on each of the kernels given, in QEMU, and prints one table: test x kernel, with
 # the mode that was tested. A kernel from 5.18 on must pace, an older one police: anything else is a failure, and so
-# is a skipped test.
+# is a skipped test. FULL=6.1 (or another kernel, or all) runs the long versions too; the others run with -short.
 # usage: suite.sh KERNEL...
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-packages=(bpf enforcer/datapath enforcer/qdisc enforcer/device tests/datapath)
+packages=(bpf enforcer/datapath enforcer/qdisc enforcer/device cmd/kubepace-enforcer tests/datapath)
 out=build/test-vm
 rm -rf "$out"
 mkdir -p "$out"
@@ -25,6 +25,7 @@ for package in "${packages[@]}"; do
 	name=${package//\//-}.test
 	CGO_ENABLED=0 go test -c -o "$out/$name" "./$package"
 	files+=(--file "$out/$name:/root/tests/$name")
+	[ ! -d "$package/testdata" ] || files+=(--tree "$package/testdata:/tmp/$name/testdata")
 done
 
 # In the guest: every test binary, in its own folder, all of them even if one fails.
@@ -32,7 +33,7 @@ cat >"$out/all.sh" <<'GUEST'
 status=0
 for test in /root/tests/*.test; do
 	echo "## ${test##*/}"
-	(mkdir -p "/tmp/${test##*/}" && cd "/tmp/${test##*/}" && "$test" -test.v -test.timeout 20m) || status=1
+	(mkdir -p "/tmp/${test##*/}" && cd "/tmp/${test##*/}" && "$test" -test.v -test.short="${SHORT:-false}" -test.timeout 20m) || status=1
 done
 exit $status
 GUEST
@@ -46,8 +47,11 @@ failed=0
 for kernel in "$@"; do
 	echo "== Linux $kernel ($(mode_of "$kernel")) =="
 	start=$SECONDS
-	if ! tests/vm/run.sh --kernel "$kernel" --timeout 1500 --env CI=true --env "KUBEPACE_EXPECT_MODE=$(mode_of "$kernel")" \
-		--env KUBEPACE_ENFORCER=/root/kubepace-enforcer "${files[@]}" --file "$out/all.sh" -- bash /root/all.sh |
+	# The whole suite on one kernel; on the others what a kernel can change.
+	short=true
+	case ${FULL:-6.1} in all | "$kernel") short=false ;; esac
+	if ! tests/vm/run.sh --kernel "$kernel" --timeout 1500 --env CI=true --env "SHORT=$short" --env "KUBEPACE_EXPECT_MODE=$(mode_of "$kernel")" \
+		--env KUBEPACE_ENFORCER=/root/kubepace-enforcer --env KUBEPACE_REQUIRE_FQ=true "${files[@]}" --file "$out/all.sh" -- bash /root/all.sh |
 		tee "$out/$kernel.log" | grep --line-buffered -E '^(##|--- |    --- FAIL|panic:|FAIL|[a-z_]+_test.go)|Mbit/s|want|lost;'; then
 		failed=1
 	fi
@@ -57,11 +61,11 @@ for kernel in "$@"; do
 	echo "== Linux $kernel took $((SECONDS - start)) s =="
 done
 
-printf '\n%-28s' test
+printf '\n%-42s' test
 for kernel in "$@"; do printf '%-18s' "$kernel"; done
 echo
 for name in $(for kernel in "$@"; do results "$out/$kernel.log"; done | awk '{print $1}' | sort -u); do
-	printf '%-28s' "$name"
+	printf '%-42s' "$name"
 	for kernel in "$@"; do
 		result=$(results "$out/$kernel.log" | awk -v n="$name" '$1 == n {print $2; exit}')
 		printf '%-18s' "$(mode_of "$kernel") ${result:-missing}"
