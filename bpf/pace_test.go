@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
 )
 
 //go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -output-suffix _test -cflags "-O2 -g -Wall -Wextra -Werror -mcpu=v3 -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu" PaceStep pace_step.c
@@ -53,6 +54,9 @@ func newPacer(t *testing.T, bitsPerSecond uint64, pacing bool) *pacer {
 			t.Fatal("needs root: it runs pace.h in the kernel")
 		}
 		t.Skip("needs root: it runs pace.h in the kernel")
+	}
+	if err := rlimit.RemoveMemlock(); err != nil { // before Linux 5.11
+		t.Fatal(err)
 	}
 	spec, err := LoadPaceStep()
 	if err != nil {

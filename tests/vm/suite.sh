@@ -40,9 +40,10 @@ done
 exit $status
 GUEST
 
-# A line `NAME RESULT` for each test that is not a subtest.
+# A line `PACKAGE.NAME RESULT` for each test that is not a subtest.
 results() {
-	sed -nE 's/^--- (PASS|FAIL|SKIP): ([A-Za-z0-9_]+) .*/\2 \1/p' "$1"
+	awk '/^## / { package = substr($2, 1, length($2) - 5) }
+		/^--- (PASS|FAIL|SKIP): / { sub(":", "", $2); print package "." $3, $2 }' "$1"
 }
 
 failed=0
@@ -63,11 +64,11 @@ for kernel in "$@"; do
 	echo "== Linux $kernel took $((SECONDS - start)) s =="
 done
 
-printf '\n%-42s' test
+printf '\n%-60s' test
 for kernel in "$@"; do printf '%-18s' "$kernel"; done
 echo
 for name in $(for kernel in "$@"; do results "$out/$kernel.log"; done | awk '{print $1}' | sort -u); do
-	printf '%-42s' "$name"
+	printf '%-60s' "$name"
 	for kernel in "$@"; do
 		result=$(results "$out/$kernel.log" | awk -v n="$name" '$1 == n {print $2; exit}')
 		printf '%-18s' "$(mode_of "$kernel") ${result:-missing}"
