@@ -31,6 +31,9 @@ func TestUDP(t *testing.T) {
 		{10 * bandwidth.Megabit, 4000, false, 3 * time.Second},
 		{10 * bandwidth.Megabit, 4000, true, 3 * time.Second},
 	} {
+		if testing.Short() && (c.rate < bandwidth.Megabit || c.v6 != (c.size > 1500)) {
+			continue
+		}
 		to := l.Remote
 		if c.v6 {
 			to = l.Remote6

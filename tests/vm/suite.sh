@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Runs the tests that need a kernel on each of the kernels given, in QEMU, and prints one table: test x kernel, with
 # the mode that was tested. A kernel from 5.18 on must pace, an older one police: anything else is a failure, and so
-# is a skipped test. FULL=6.1 (or another kernel, or all) runs the long versions too; the others run with -short.
+# is a skipped test. Tests run with -short, which leaves out
+# what a kernel cannot change; FULL=6.12 (a kernel, or all) runs the long versions there.
 # usage: suite.sh KERNEL...
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -50,9 +51,8 @@ failed=0
 for kernel in "$@"; do
 	echo "== Linux $kernel ($(mode_of "$kernel")) =="
 	start=$SECONDS
-	# The whole suite on one kernel; on the others what a kernel can change.
 	short=true
-	case ${FULL:-6.1} in all | "$kernel") short=false ;; esac
+	case ${FULL:-} in all | "$kernel") short=false ;; esac
 	if ! tests/vm/run.sh --kernel "$kernel" --timeout 1500 --env CI=true --env "SHORT=$short" --env "KUBEPACE_EXPECT_MODE=$(mode_of "$kernel")" \
 		--env KUBEPACE_ENFORCER=/root/kubepace-enforcer --env KUBEPACE_REQUIRE_FQ=true "${files[@]}" --file "$out/all.sh" -- bash /root/all.sh |
 		tee "$out/$kernel.log" | grep --line-buffered -E '^(##|--- |    --- FAIL|panic:|FAIL|[a-z_]+_test.go)|Mbit/s|want|lost;'; then
