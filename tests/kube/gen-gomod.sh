@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Writes go.mod for the control-plane binaries: k8s.io/kubernetes, etcd, and one replace line per staging module.
 # Run it to move to another Kubernetes version, then `go mod tidy`; the result is committed.
 set -euo pipefail
