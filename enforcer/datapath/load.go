@@ -184,17 +184,26 @@ func (d *Datapath) adopt() error {
 			e = &entry{devices: map[int]bpf.EgressKubepaceDevice{}}
 		}
 		e.devices[ifindex] = record
-		if bySlot[record.Slot] != nil {
-			if _, err := attach(d.pins, d.objects.KubepaceEgress, ifindex); err == nil {
-				d.log.V(1).Info("adopted", "pod", e.identity.String(), "ifindex", ifindex)
-				continue
-			}
-		}
-		d.log.Info("collecting a device without pod", "ifindex", ifindex)
-		if err := d.dropDevice(e, ifindex); err != nil {
+		if err := d.adoptDevice(e, ifindex); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// adoptDevice gives a device that our program still holds the new one. Where it does not, the device is gone (its
+// number may be another's by now) or somebody took the program off: the entry goes, and the next Set attaches anew.
+func (d *Datapath) adoptDevice(e *entry, ifindex int) error {
+	if e.identity.UID == "" || hookOf(d.pins, ifindex) == HookNone {
+		d.log.Info("collecting a device without pod or program", "pod", e.identity.String(), "ifindex", ifindex)
+		return d.dropDevice(e, ifindex)
+	}
+	if _, err := attach(d.pins, d.objects.KubepaceEgress, ifindex); err != nil {
+		// The earlier program is still there and keeps the limit.
+		d.log.Error(err, "keeping the earlier program", "pod", e.identity.String(), "ifindex", ifindex)
+		return nil
+	}
+	d.log.V(1).Info("adopted", "pod", e.identity.String(), "ifindex", ifindex)
 	return nil
 }
 
