@@ -11,6 +11,10 @@ const (
 	AnnotationRequested = "egress.kubepace.io/requested"
 	// AnnotationSource says why the limit is what it is: one of the Source constants.
 	AnnotationSource = "egress.kubepace.io/source"
+	// AnnotationPolicy marks the policy under which a running pod's limit was last decided anew. Only the re-stamping
+	// controller writes it; its change makes admission decide within that same request, so that authors keep the
+	// ownership of their own annotation.
+	AnnotationPolicy = "egress.kubepace.io/policy"
 	// AnnotationNetns is a path of the pod's network namespace, such as "/var/run/netns/web". It is honoured only in
 	// pod manifests that the node's administrator put into a folder, never in pods from the API server: there the
 	// author of a pod could point at a neighbour.
@@ -26,6 +30,9 @@ const (
 	LabelMax = "egress.kubepace.io/max"
 	// LabelOverMax is what happens to a pod that asks for more than the maximum: OverMaxCap or OverMaxDeny.
 	LabelOverMax = "egress.kubepace.io/over-max"
+	// LabelAccount says when pods carry Resource, so that quotas can count them: AccountAlways, or absent for "where a
+	// quota or LimitRange names it".
+	LabelAccount = "egress.kubepace.io/account"
 	// LabelMode is ModeEnforce, ModeDryRun or ModeOff.
 	LabelMode = "egress.kubepace.io/mode"
 )
@@ -35,6 +42,9 @@ const (
 	OverMaxCap  = "cap"
 	OverMaxDeny = "deny"
 )
+
+// AccountAlways is the only value of LabelAccount.
+const AccountAlways = "always"
 
 // Values of LabelMode. Absent means ModeEnforce.
 const (
@@ -59,6 +69,12 @@ const (
 const (
 	// Resource is the extended resource that LimitRanges and ResourceQuotas name.
 	Resource = "kubepace.io/egress-bandwidth"
+	// QuotaKey is the key of a ResourceQuota's spec.hard that holds a namespace's total. Kubernetes counts under no
+	// other one: Resource itself and "limits." before it are shown and never counted.
+	QuotaKey = "requests." + Resource
+	// Domain ends the group of every key that is ours; Prefix begins those of labels and most annotations.
+	Domain = "kubepace.io/"
+	Prefix = "egress." + Domain
 	// ConditionEnforced is the pod condition that says whether the node keeps the limit.
 	ConditionEnforced = "kubepace.io/EgressEnforced"
 )
