@@ -170,6 +170,7 @@ int kubepace_egress(struct __sk_buff *skb)
 	k.segments = parsed.segments;
 	k.fragment = parsed.fragment;
 	k.fragment_id = parsed.fragment_id;
+	k.ecn_capable = parsed.ecn_capable;
 	k.own_depart_ns = own_departure(skb);
 	/* Without its flow table a pod is still held, as one flow. */
 	bucket = bucket_of(slot, parsed.key);
@@ -183,7 +184,7 @@ int kubepace_egress(struct __sk_buff *skb)
 	if (v.drop)
 		return TC_ACT_SHOT;
 	stamp(skb, pod, &k, v.depart_ns);
-	if (v.mark && parsed.ecn_capable)
+	if (v.mark)
 		mark(skb, pod);
 	return TC_ACT_UNSPEC;
 }

@@ -40,6 +40,7 @@ type EgressPaceBucket struct {
 		TagNs       uint64
 		SparseTagNs uint64
 		DepartNs    uint64
+		CalmNs      uint64
 		Epoch       uint32
 		Fragment    uint32
 	}
@@ -74,6 +75,7 @@ type EgressPacePod struct {
 	RateBps    uint64
 	SparseNs   uint64
 	EpochEndNs uint64
+	BatchNs    uint64
 	Flows      uint32
 	FlowsNow   uint32
 	Parked     struct {

@@ -9,17 +9,21 @@
  * over the rate; it departs when the clock says, and moves the clock on by its
  * cost. So the sum over all packets keeps the limit, whatever the flows do.
  *
- * Three refinements decide who waits and who loses:
+ * Five refinements decide who waits and who loses:
  *
  * - Sparse flows first. A flow that uses less than 1/(4n) of the rate, where n
  *   flows compete, moves the clock but does not wait for it: the bulk flows
  *   pay. What was sent ahead of the clock this way is a debt; it is bounded,
  *   see pace_sparse_allowed().
+ * - Early notice. A flow whose queue passes a target is told so, once, by one
+ *   mark or one lost packet, and is then left alone for as long as it takes to
+ *   notice. See pace_early().
  * - Fair drops. Every flow has a tag that advances by n times the cost: its
  *   own clock at its fair share. A flow whose tag is over the horizon loses
  *   packets before its neighbours do.
  * - The horizon grows with n and with 1/rate, so that each of n flows can have
  *   a few packets in flight, and one packet of any size always passes.
+ * - Batches. What waits leaves in small batches: fewer timers, fewer and larger packets. See pace_batch().
  *
  * Units: times and costs in ns of CLOCK_MONOTONIC, sizes in wire bytes (link
  * header to payload, every segment). Overflow: a packet has at most 2^20 bytes
@@ -43,6 +47,10 @@
 #define PACE_EPOCH_NS 100000000ULL
 /* fq drops what departs later than its own horizon, 10 s from now. */
 #define PACE_MAX_HORIZON_NS (9 * PACE_NSEC_PER_SEC)
+/* The longest that a packet waits for others to leave with. */
+#define PACE_MAX_BATCH_NS 10000000ULL
+/* All sparse packets together may use one part in so many of the limit. */
+#define PACE_SPARSE_PART 8
 /* Packets of one pod that may wait in fq; fq's limit is shared by everyone. */
 #define PACE_MAX_PARKED 1024ULL
 /* Of these, packets that wait because their sender paces itself (SO_TXTIME). */
@@ -86,6 +94,7 @@ struct pace_pod {
 	__u64 rate_bps; /* under which clock_ns was reached */
 	__u64 sparse_ns; /* clock of what went ahead, see pace_sparse_allowed */
 	__u64 epoch_end_ns;
+	__u64 batch_ns; /* departure of the latest batch */
 	__u32 flows; /* that competed in the last epoch */
 	__u32 flows_now; /* that compete in this one, so far */
 	struct pace_parked parked; /* by the clock */
@@ -106,6 +115,7 @@ struct pace_flow {
 	__u64 tag_ns; /* the flow's clock at its fair share */
 	__u64 sparse_tag_ns; /* the same at a quarter of it, moved by drops too */
 	__u64 depart_ns; /* of the flow's latest packet */
+	__u64 calm_ns; /* until then its last early notice works */
 	__u32 epoch; /* in which the flow was last counted */
 	__u32 fragment; /* verdict on the latest datagram in fragments */
 };
@@ -130,22 +140,35 @@ struct pace_packet {
 	__u32 segments; /* at least 1 */
 	__u32 fragment; /* enum pace_fragment */
 	__u32 fragment_id; /* lowest bit ignored */
+	__u32 ecn_capable; /* can be marked */
+	__u32 pad;
 };
 
 struct pace_verdict {
 	__u64 depart_ns; /* now or later; meaningless when dropped */
 	__u32 drop;
-	__u32 mark; /* mark ECN congestion, where the packet allows it */
+	__u32 mark; /* mark ECN congestion */
 };
+
+/* All ones where a < b, else zero; both below 2^63. Without a branch: each one
+ * would double what the verifier has to follow.
+ */
+static __always_inline __u64 pace_less(__u64 a, __u64 b)
+{
+	__s64 sign = a - b;
+
+	asm volatile("%0 s>>= 63" : "+r"(sign));
+	return sign;
+}
 
 static __always_inline __u64 pace_max(__u64 a, __u64 b)
 {
-	return a > b ? a : b;
+	return a + ((b - a) & pace_less(a, b));
 }
 
 static __always_inline __u64 pace_min(__u64 a, __u64 b)
 {
-	return a < b ? a : b;
+	return b + ((a - b) & pace_less(a, b));
 }
 
 /*
@@ -207,31 +230,61 @@ static __always_inline __u64 pace_count_flow(struct pace_pod *p,
 
 /*
  * The backlog beyond which packets are dropped. Each competing flow may have
- * four packets in it. A policed packet of PACE_GSO_BYTES fits into it whole.
+ * six packets in it; four of a policed one, which do not wait and so return at
+ * once. A policed packet of PACE_GSO_BYTES fits into it whole.
  */
 static __always_inline __u64 pace_horizon_ns(const struct pace_limit *l,
 					     __u64 n)
 {
-	__u64 h = pace_max(l->horizon_ns, 4 * l->mtu_ns * n);
-
 	if (l->mode == PACE_PACING)
-		return pace_min(h, PACE_MAX_HORIZON_NS);
-	return pace_max(h, 2 * l->gso_ns);
+		return pace_min(pace_max(l->horizon_ns, 6 * l->mtu_ns * n),
+				PACE_MAX_HORIZON_NS);
+	return pace_max(pace_max(l->horizon_ns, 4 * l->mtu_ns * n),
+			2 * l->gso_ns);
+}
+
+/* The queue that a paced flow may keep: a third of the horizon, and room for
+ * three packets of each competing flow.
+ */
+static __always_inline __u64 pace_target_ns(const struct pace_limit *l, __u64 n,
+					    __u64 horizon)
+{
+	return pace_min(pace_max(l->horizon_ns / 3, 3 * l->mtu_ns * n),
+			horizon / 2);
+}
+
+/*
+ * When a packet departs whose time is `clock`: with others that wait as well.
+ * A batch is no larger than one GSO packet, which would leave in one piece
+ * anyway, and opens for at most a quarter of the wait. A flow whose packets
+ * leave together gets fewer acknowledgements for them, and so sends fewer and
+ * larger packets next.
+ */
+static __always_inline __u64 pace_batch(struct pace_pod *p,
+					const struct pace_limit *l, __u64 clock,
+					__u64 backlog)
+{
+	__u64 most = pace_min(l->gso_ns, PACE_MAX_BATCH_NS);
+
+	/* A batch that is further away was made under another limit. */
+	if (clock > p->batch_ns || p->batch_ns > clock + most)
+		p->batch_ns = clock + pace_min(most, backlog / 4);
+	return p->batch_ns;
 }
 
 /* The burst of sparse packets that may go ahead of the clock at once. */
 static __always_inline __u64 pace_sparse_burst_ns(const struct pace_limit *l)
 {
-	return pace_max(l->horizon_ns / 8, 2 * l->mtu_ns);
+	return pace_max(l->horizon_ns / 16, 2 * l->mtu_ns);
 }
 
 /*
  * May a packet go ahead of the clock? Its flow must have no packet waiting
  * (never reorder) and be under a quarter of its fair share, give or take one
  * MTU. And all such packets together have a clock of their own that advances
- * by four times the cost: while the backlog of at most one horizon is worked
- * off, at most horizon / 4 + burst goes ahead of it. That is the bound on the
- * sparse debt: rate x (horizon / 4 + pace_sparse_burst_ns()).
+ * by PACE_SPARSE_PART times the cost: while the backlog of at most one horizon
+ * is worked off, at most horizon / 8 + burst goes ahead of it. That is the
+ * bound on the sparse debt: rate x (horizon / 8 + pace_sparse_burst_ns()).
  */
 static __always_inline int pace_sparse_allowed(const struct pace_pod *p,
 					       const struct pace_flow *f,
@@ -239,10 +292,10 @@ static __always_inline int pace_sparse_allowed(const struct pace_pod *p,
 					       __u64 now, __u64 cost, __u64 n)
 {
 	__u64 tag = pace_max(f->sparse_tag_ns, now) + 4 * n * cost;
-	__u64 all = pace_max(p->sparse_ns, now) + 4 * cost;
+	__u64 all = pace_max(p->sparse_ns, now) + PACE_SPARSE_PART * cost;
 
 	return f->depart_ns <= now && tag - now <= 4 * n * l->mtu_ns &&
-	       all - now <= 4 * pace_sparse_burst_ns(l);
+	       all - now <= PACE_SPARSE_PART * pace_sparse_burst_ns(l);
 }
 
 /* Brings the number of waiting packets up to date and returns it, in 1/256. */
@@ -304,6 +357,26 @@ pace_must_drop(struct pace_pod *p, const struct pace_flow *f,
 }
 
 /*
+ * Is it time to tell a paced flow that its queue is too long? It slows down
+ * for one lost packet as much as for a hundred, but only after the packets in
+ * front of the gap have arrived; until then it is left alone, and the horizon
+ * has room for what a sender in slow start sends meanwhile.
+ */
+static __always_inline int pace_early(struct pace_flow *f,
+				      const struct pace_limit *l,
+				      const struct pace_packet *k,
+				      __u64 backlog, __u64 target)
+{
+	__u64 lead = f->tag_ns > k->now_ns ? f->tag_ns - k->now_ns : 0;
+
+	if (l->mode != PACE_PACING || k->fragment == PACE_LATER_FRAGMENT ||
+	    lead <= target || backlog <= target / 2 || k->now_ns < f->calm_ns)
+		return 0;
+	f->calm_ns = k->now_ns + lead + target;
+	return 1;
+}
+
+/*
  * When an admitted packet departs. A flow is never reordered. The sender's own
  * pacing is kept where it asks for later, within the horizon and for a bounded
  * number of packets: it delays that sender and nobody else.
@@ -311,10 +384,10 @@ pace_must_drop(struct pace_pod *p, const struct pace_flow *f,
 static __always_inline __u64 pace_depart(struct pace_pod *p,
 					 const struct pace_flow *f,
 					 const struct pace_packet *k,
-					 __u64 clock, __u64 horizon)
+					 __u64 time, __u64 horizon)
 {
-	__u64 now = k->now_ns, depart = pace_max(clock, f->depart_ns);
-	__u64 own = pace_min(k->own_depart_ns, now + horizon);
+	__u64 now = k->now_ns, depart = pace_max(time, f->depart_ns);
+	__u64 own = pace_min(k->own_depart_ns & (~0ULL >> 1), now + horizon);
 
 	if (own > depart &&
 	    pace_parked_now(&p->own, now) < PACE_MAX_OWN << PACE_PARKED_SHIFT) {
@@ -332,12 +405,13 @@ static __always_inline __u64 pace_depart(struct pace_pod *p,
  * large packet at 1k keeps a pod silent for minutes after its limit was raised.
  */
 static __always_inline void pace_adopt_rate(struct pace_pod *p, __u64 rate_bps,
-					    __u64 now, __u64 horizon)
+					    __u64 now, __u64 horizon,
+					    __u64 target)
 {
 	if (p->rate_bps == rate_bps)
 		return;
 	if (rate_bps > p->rate_bps && p->clock_ns > now + horizon)
-		p->clock_ns = now + horizon;
+		p->clock_ns = now + target;
 	p->remainder = 0;
 	p->rate_bps = rate_bps;
 }
@@ -371,10 +445,11 @@ pace_admit(struct pace_pod *p, struct pace_flow *f, const struct pace_limit *l,
 	struct pace_verdict v = {};
 	__u64 now = k->now_ns, n = pace_count_flow(p, f, now, l->mtu_ns);
 	__u64 horizon = pace_horizon_ns(l, n);
+	__u64 target = pace_target_ns(l, n, horizon);
 	__u64 bit_ns, cost, clock, backlog;
 	int sparse;
 
-	pace_adopt_rate(p, l->rate_bps, now, horizon);
+	pace_adopt_rate(p, l->rate_bps, now, horizon, target);
 	bit_ns = k->bytes * PACE_BIT_NS + p->remainder;
 	cost = bit_ns / l->rate_bps;
 	clock = pace_max(p->clock_ns, now);
@@ -389,7 +464,9 @@ pace_admit(struct pace_pod *p, struct pace_flow *f, const struct pace_limit *l,
 		pace_min(pace_max(f->sparse_tag_ns, now) + 4 * n * cost,
 			 now + 8 * n * l->mtu_ns);
 
-	v.drop = !sparse && pace_must_drop(p, f, l, k, backlog, cost, horizon);
+	v.drop = !sparse &&
+		 (pace_must_drop(p, f, l, k, backlog, cost, horizon) ||
+		  (!k->ecn_capable && pace_early(f, l, k, backlog, target)));
 	if (k->fragment == PACE_FIRST_FRAGMENT)
 		f->fragment = (k->fragment_id & ~1U) | !v.drop;
 	if (v.drop) {
@@ -397,14 +474,18 @@ pace_admit(struct pace_pod *p, struct pace_flow *f, const struct pace_limit *l,
 		return v;
 	}
 	if (sparse && backlog) {
-		p->sparse_ns = pace_max(p->sparse_ns, now) + 4 * cost;
+		p->sparse_ns =
+			pace_max(p->sparse_ns, now) + PACE_SPARSE_PART * cost;
 		p->sparse++;
 	}
-	v.mark = !sparse && backlog > horizon / 4;
+	v.mark = !sparse && k->ecn_capable && backlog > target / 2;
 	v.depart_ns = now;
 	if (l->mode == PACE_PACING)
-		v.depart_ns =
-			pace_depart(p, f, k, sparse ? now : clock, horizon);
+		v.depart_ns = pace_depart(
+			p, f, k,
+			sparse || !backlog ? now :
+					     pace_batch(p, l, clock, backlog),
+			horizon);
 	f->depart_ns = v.depart_ns;
 	p->delayed += v.depart_ns > now;
 	p->remainder = bit_ns - cost * l->rate_bps;

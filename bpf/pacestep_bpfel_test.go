@@ -21,6 +21,7 @@ type PaceStepPaceBucket struct {
 		TagNs       uint64
 		SparseTagNs uint64
 		DepartNs    uint64
+		CalmNs      uint64
 		Epoch       uint32
 		Fragment    uint32
 	}
@@ -44,6 +45,8 @@ type PaceStepPacePacket struct {
 	Segments    uint32
 	Fragment    uint32
 	FragmentId  uint32
+	EcnCapable  uint32
+	Pad         uint32
 }
 
 type PaceStepPacePod struct {
@@ -58,6 +61,7 @@ type PaceStepPacePod struct {
 	RateBps    uint64
 	SparseNs   uint64
 	EpochEndNs uint64
+	BatchNs    uint64
 	Flows      uint32
 	FlowsNow   uint32
 	Parked     struct {

@@ -10,12 +10,13 @@ import (
 )
 
 const (
-	// HorizonPacing is the least backlog in time beyond which a paced pod loses packets. Short enough that a
-	// standing queue does not hurt, long enough for cubic to fill the limit over a round trip of 200 ms.
-	HorizonPacing = 100 * time.Millisecond
+	// HorizonPacing is the least backlog in time beyond which a paced pod loses packets. Bulk flows are told to slow
+	// down at a third of it: long enough for cubic to fill the limit over a round trip of 200 ms. The rest is room
+	// for what a sender in slow start sends before it notices.
+	HorizonPacing = 200 * time.Millisecond
 	// HorizonPolicing is the same where nothing can wait: the burst that a policed pod may send at once. TCP over a
 	// short path answers a policer with its retransmission timeout, 200 ms at least; what is left of the horizon
-	// for bulk (7/8) must outlast it, or the limit stands idle meanwhile (200 ms gave 70 %, 300 ms 97 %).
+	// for bulk (15/16) must outlast it, or the limit stands idle meanwhile (200 ms gave 70 %, 300 ms 97 %).
 	HorizonPolicing = 300 * time.Millisecond
 
 	frameBytes   = 1514  // an Ethernet frame of MTU 1500 with its link header
@@ -44,9 +45,8 @@ func costNs(bytes, bitsPerSecond uint64) uint64 { return bytes * bitNsPerByte / 
 
 // horizonOf mirrors what the program uses for one competing flow.
 func horizonOf(l bpf.EgressPaceLimit) time.Duration {
-	horizon := max(l.HorizonNs, 4*l.MtuNs)
 	if Mode(l.Mode) == ModePacing {
-		return time.Duration(min(horizon, uint64(9*time.Second)))
+		return time.Duration(min(max(l.HorizonNs, 6*l.MtuNs), uint64(9*time.Second)))
 	}
-	return time.Duration(max(horizon, 2*l.GsoNs))
+	return time.Duration(max(l.HorizonNs, 4*l.MtuNs, 2*l.GsoNs))
 }

@@ -124,8 +124,8 @@ func (l *lab) allowance(rate bandwidth.Rate, flows int) int64 {
 		horizon := max(datapath.HorizonPolicing, 4*mtu*time.Duration(flows), 2*mtu*gso/frame)
 		return bytesIn(rate, horizon)
 	}
-	horizon := min(max(datapath.HorizonPacing, 4*mtu*time.Duration(flows)), 9*time.Second)
-	return gso + bytesIn(rate, horizon/4+max(datapath.HorizonPacing/8, 2*mtu))
+	horizon := min(max(datapath.HorizonPacing, 6*mtu*time.Duration(flows)), 9*time.Second)
+	return gso + bytesIn(rate, horizon/8+max(datapath.HorizonPacing/16, 2*mtu))
 }
 
 func bytesIn(rate bandwidth.Rate, t time.Duration) int64 {
