@@ -50,6 +50,10 @@ test-vm: build root-here ## the same in QEMU on Debian's kernels: KERNELS="5.10 
 	$(install) vm
 	tests/vm/suite.sh $(KERNELS)
 
+.PHONY: bench-datapath
+bench-datapath: root-here ## kubepace beside its peers in QEMU, tables into docs/benchmarks.md (about 45 minutes; QUICK=1: 4); needs root
+	tests/bench/run.sh $(if $(QUICK),--quick)
+
 .PHONY: fuzz
 fuzz: go-there ## every fuzz target for FUZZTIME (10s) each
 	tests/setup/fuzz.sh $(FUZZTIME)
