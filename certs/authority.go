@@ -1,15 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package certs keeps a webhook's TLS identity without help from outside: a CA of its own and a serving certificate,
-// kept in a Secret that all replicas share, injected into webhook configurations as caBundle and served without a
-// restart when they are renewed.
-//
-// authority.go issues, pure but for randomness; store.go agrees with other replicas through the Secret; inject.go
-// patches the caBundle; keeper.go runs all of it and serves.
 package certs
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -31,7 +26,7 @@ type Names struct {
 	IPs []net.IP
 }
 
-// Validity says how long certificates live. Each is renewed when less than a third of its life is left.
+// Validity says how long certificates live. Each is replaced when a third of its life is left.
 type Validity struct {
 	CA   time.Duration
 	Leaf time.Duration
@@ -43,18 +38,18 @@ var DefaultValidity = Validity{CA: 365 * 24 * time.Hour, Leaf: 90 * 24 * time.Ho
 // backdate forgives clocks that go slow.
 const backdate = 5 * time.Minute
 
-// Identity is a CA and a serving certificate, in PEM.
+// Identity is what all replicas share, in PEM.
 type Identity struct {
-	CACerts []byte // the current CA first, then older ones that are still valid
-	CAKey   []byte // of the current CA
-	Cert    []byte
-	Key     []byte
+	CACerts   []byte // every CA that callers are to trust, newest first: the caBundle
+	CAKey     []byte // of the CA that issued Cert
+	NextCAKey []byte // of the CA that will issue the next Cert; empty unless one is being introduced
+	Cert      []byte // what replicas serve
+	Key       []byte
 }
 
-// Reasons to renew, wrapped by what Check returns.
+// What is wrong with a certificate.
 var (
 	errUnusable = errors.New("unusable")
-	errExpiring = errors.New("expiring")
 	errNames    = errors.New("lacks a name")
 )
 
@@ -64,65 +59,45 @@ type authority struct {
 	key  *ecdsa.PrivateKey
 }
 
-// Check returns the serving pair if the identity can be used at the time now, for these names, for long enough. The
-// error is what makes Renew necessary.
-func (id Identity) Check(now time.Time, names Names) (*tls.Certificate, error) {
-	ca, err := id.authority()
-	if err != nil {
-		return nil, err
-	}
+// Pair is what a replica serves: the certificate with its key.
+func (id Identity) Pair() (*tls.Certificate, error) {
 	pair, err := tls.X509KeyPair(id.Cert, id.Key)
 	if err != nil {
 		return nil, fmt.Errorf("serving certificate: %w: %w", errUnusable, err)
 	}
-	roots := x509.NewCertPool()
-	roots.AddCert(ca.cert)
-	// The time is checked below, with its own reason.
-	if _, err := pair.Leaf.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: pair.Leaf.NotBefore}); err != nil {
-		return nil, fmt.Errorf("serving certificate: %w: %w", errUnusable, err)
-	}
-	if err := missing(pair.Leaf, names); err != nil {
-		return nil, err
-	}
-	for _, c := range []*x509.Certificate{ca.cert, pair.Leaf} {
-		if expiring(c, now) {
-			return nil, fmt.Errorf("certificate %q: %w at %s", c.Subject.CommonName, errExpiring, c.NotAfter.UTC().Format(time.RFC3339))
-		}
-	}
 	return &pair, nil
 }
 
-// Renew issues a serving certificate. It keeps the CA if that outlives the new certificate's renewal; otherwise
-// it makes a new one and keeps the old one in CACerts until it expires, so that both are trusted meanwhile.
-func (id Identity) Renew(now time.Time, names Names, v Validity) (Identity, error) {
-	out := id
-	ca, err := id.authority()
-	if err != nil || expiring(ca.cert, now) {
-		if ca, err = newAuthority(now, v.CA); err != nil {
-			return Identity{}, err
-		}
-		if out.CAKey, err = encodeKey(ca.key); err != nil {
-			return Identity{}, err
-		}
-		out.CACerts = append(encodeCert(ca.cert.Raw), stillValid(id.CACerts, now)...)
+// leaf returns the serving certificate if the CA issued it.
+func (id Identity) leaf(ca *authority) (*x509.Certificate, error) {
+	pair, err := id.Pair()
+	if err != nil {
+		return nil, err
 	}
-	if out.Cert, out.Key, err = ca.issue(now, names, v.Leaf); err != nil {
-		return Identity{}, err
+	roots := x509.NewCertPool()
+	roots.AddCert(ca.cert)
+	// Whether it is over is asked elsewhere.
+	if _, err := pair.Leaf.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: pair.Leaf.NotBefore}); err != nil {
+		return nil, fmt.Errorf("serving certificate: %w: %w", errUnusable, err)
 	}
-	return out, nil
+	return pair.Leaf, nil
 }
 
-// authority parses the current CA and its key, which must belong together.
-func (id Identity) authority() (*authority, error) {
-	pair, err := tls.X509KeyPair(id.CACerts, id.CAKey)
-	if err != nil {
-		return nil, fmt.Errorf("CA: %w: %w", errUnusable, err)
+// authority finds the CA that the key belongs to.
+func (id Identity) authority(key []byte) (*authority, error) {
+	err := errors.New("no certificate")
+	for _, c := range certificates(id.CACerts) {
+		var pair tls.Certificate
+		if pair, err = tls.X509KeyPair(encodeCert(c.Raw), key); err != nil {
+			continue
+		}
+		private, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
+		if !ok || !c.IsCA {
+			return nil, fmt.Errorf("CA: %w: not an ECDSA CA", errUnusable)
+		}
+		return &authority{cert: c, key: private}, nil
 	}
-	key, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
-	if !ok || !pair.Leaf.IsCA {
-		return nil, fmt.Errorf("CA: %w: not an ECDSA CA", errUnusable)
-	}
-	return &authority{cert: pair.Leaf, key: key}, nil
+	return nil, fmt.Errorf("CA: %w: %w", errUnusable, err)
 }
 
 func newAuthority(now time.Time, validity time.Duration) (*authority, error) {
@@ -178,9 +153,15 @@ func (a *authority) issue(now time.Time, names Names, validity time.Duration) (c
 	return encodeCert(raw), key, err
 }
 
-// expiring is true for the last third of a certificate's life, and before its life.
+// within is true during a certificate's life.
+func within(c *x509.Certificate, now time.Time) bool {
+	return !now.Before(c.NotBefore) && now.Before(c.NotAfter)
+}
+
+// expiring is true for the last third of a certificate's life and outside of it.
 func expiring(c *x509.Certificate, now time.Time) bool {
-	return now.Before(c.NotBefore) || now.After(c.NotAfter.Add(-c.NotAfter.Sub(c.NotBefore)/3))
+	life := c.NotAfter.Sub(c.NotBefore) - backdate
+	return !within(c, now) || now.After(c.NotAfter.Add(-life/3))
 }
 
 // missing wants the names to be among the certificate's, not to be all of them: replicas of two versions would
@@ -199,13 +180,27 @@ func missing(c *x509.Certificate, names Names) error {
 	return nil
 }
 
-// stillValid keeps the CA certificates that are not over, and nothing that is none.
-func stillValid(certs []byte, now time.Time) []byte {
-	var out bytes.Buffer
-	for block, rest := pem.Decode(certs); block != nil; block, rest = pem.Decode(rest) {
-		if c, err := x509.ParseCertificate(block.Bytes); err == nil && c.IsCA && now.Before(c.NotAfter) {
-			out.Write(encodeCert(block.Bytes))
+// certificates decodes what is one, and skips what is none.
+func certificates(bundle []byte) []*x509.Certificate {
+	var out []*x509.Certificate
+	for block, rest := pem.Decode(bundle); block != nil; block, rest = pem.Decode(rest) {
+		if c, err := x509.ParseCertificate(block.Bytes); err == nil {
+			out = append(out, c)
 		}
+	}
+	return out
+}
+
+// trustBundle encodes the CAs that are not over: each once, newest first, so that one set has one text.
+func trustBundle(certs []*x509.Certificate, now time.Time) []byte {
+	certs = slices.DeleteFunc(slices.Clone(certs), func(c *x509.Certificate) bool { return !c.IsCA || !now.Before(c.NotAfter) })
+	slices.SortFunc(certs, func(a, b *x509.Certificate) int {
+		return cmp.Or(b.NotBefore.Compare(a.NotBefore), bytes.Compare(a.Raw, b.Raw))
+	})
+	certs = slices.CompactFunc(certs, (*x509.Certificate).Equal)
+	var out bytes.Buffer
+	for _, c := range certs {
+		out.Write(encodeCert(c.Raw))
 	}
 	return out.Bytes()
 }

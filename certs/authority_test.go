@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"net"
 	"testing"
 	"time"
@@ -18,18 +17,33 @@ var (
 	days  = func(n int) time.Time { return start.Add(time.Duration(n) * 24 * time.Hour) }
 )
 
-func mustRenew(t *testing.T, id Identity, now time.Time, n Names) Identity {
+// mustIssue makes a first identity.
+func mustIssue(t *testing.T, now time.Time, n Names) Identity {
 	t.Helper()
-	out, err := id.Renew(now, n, DefaultValidity)
+	return mustPromote(t, mustStage(t, Identity{}, now, nil), now, n)
+}
+
+func mustStage(t *testing.T, id Identity, now time.Time, trusted []byte) Identity {
+	t.Helper()
+	out, err := id.stage(now, trusted, DefaultValidity)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return out
 }
 
-func mustCheck(t *testing.T, id Identity, now time.Time, n Names) *tls.Certificate {
+func mustPromote(t *testing.T, id Identity, now time.Time, n Names) Identity {
 	t.Helper()
-	pair, err := id.Check(now, n)
+	out, err := id.promote(now, n, DefaultValidity)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func mustPair(t *testing.T, id Identity) *tls.Certificate {
+	t.Helper()
+	pair, err := id.Pair()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,8 +59,8 @@ func trusted(bundle []byte, pair *tls.Certificate, name string, now time.Time) e
 }
 
 func TestIssue(t *testing.T) {
-	id := mustRenew(t, Identity{}, start, names)
-	pair := mustCheck(t, id, start, names)
+	id := mustIssue(t, start, names)
+	pair := mustPair(t, id)
 	for _, name := range []string{names.DNS[0], "127.0.0.1"} {
 		if err := trusted(id.CACerts, pair, name, start); err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -60,70 +74,124 @@ func TestIssue(t *testing.T) {
 	}
 }
 
-func TestCheck(t *testing.T) {
-	good := mustRenew(t, Identity{}, start, names)
-	other := mustRenew(t, Identity{}, start, names)
+func TestNext(t *testing.T) {
+	good := mustIssue(t, start, names)
+	other := mustIssue(t, start, names)
+	staged := mustStage(t, good, days(250), nil)
+	with := func(edit func(*Identity)) Identity {
+		id := good
+		edit(&id)
+		return id
+	}
+	late := func(day int) Identity { // the leaf was renewed on that day
+		id, err := good.issue(days(day), names, DefaultValidity)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
 	tests := []struct {
 		name string
 		id   Identity
 		now  time.Time
 		want Names
-		err  error
+		step step
 	}{
-		{"fresh", good, start, names, nil},
-		{"with two thirds of its life gone", good, days(61), names, errExpiring},
-		{"before", good, days(59), names, nil},
-		{"clock before the certificate", good, days(-1), names, errExpiring},
-		{"nothing there", Identity{}, start, names, errUnusable},
-		{"fewer names wanted", good, start, Names{DNS: names.DNS}, nil},
-		{"another DNS name", good, start, Names{DNS: []string{"x.svc"}}, errNames},
-		{"another IP", good, start, Names{IPs: []net.IP{net.IPv4(10, 0, 0, 1)}}, errNames},
-		{"another CA's leaf", Identity{good.CACerts, good.CAKey, other.Cert, other.Key}, start, names, errUnusable},
-		{"another CA's key", Identity{good.CACerts, other.CAKey, good.Cert, good.Key}, start, names, errUnusable},
-		{"another leaf's key", Identity{good.CACerts, good.CAKey, good.Cert, other.Key}, start, names, errUnusable},
-		{"a leaf as CA", Identity{good.Cert, good.Key, good.Cert, good.Key}, start, names, errUnusable},
-		{"garbage", Identity{[]byte("x"), []byte("x"), []byte("x"), []byte("x")}, start, names, errUnusable},
+		{"fresh", good, start, names, stepNone},
+		{"before two thirds of the leaf's life", good, days(59), names, stepNone},
+		{"after them", good, days(61), names, stepIssue},
+		{"leaf expired", good, days(91), names, stepIssue},
+		{"clock before the certificates", good, days(-1), names, stepStage},
+		{"nothing there", Identity{}, start, names, stepStage},
+		{"fewer names wanted", good, start, Names{DNS: names.DNS}, stepNone},
+		{"another DNS name", good, start, Names{DNS: []string{"x.svc"}}, stepIssue},
+		{"another IP", good, start, Names{IPs: []net.IP{net.IPv4(10, 0, 0, 1)}}, stepIssue},
+		{"another CA's leaf", with(func(id *Identity) { id.Cert, id.Key = other.Cert, other.Key }), start, names, stepIssue},
+		{"another leaf's key", with(func(id *Identity) { id.Key = other.Key }), start, names, stepIssue},
+		{"no leaf", with(func(id *Identity) { id.Cert, id.Key = nil, nil }), start, names, stepIssue},
+		{"another CA's key", with(func(id *Identity) { id.CAKey = other.CAKey }), start, names, stepStage},
+		{"a leaf as CA", with(func(id *Identity) { id.CACerts, id.CAKey = id.Cert, id.Key }), start, names, stepStage},
+		{"garbage", Identity{[]byte("x"), []byte("x"), []byte("x"), []byte("x"), []byte("x")}, start, names, stepStage},
+		{"two thirds of the CA's life gone", late(240), days(250), names, stepStage},
+		{"the leaf's, too: the next CA will issue", late(180), days(250), names, stepStage},
+		{"leaf expired by then: do not wait for the next CA", late(150), days(250), names, stepIssue},
+		{"staged", staged, days(250), names, stepIssue}, // its leaf has expired on day 90
+		{"staged, leaf still good", mustStage(t, late(240), days(250), nil), days(250), names, stepPromote},
+		{"staged, then forgotten for a year", mustStage(t, late(240), days(250), nil), days(700), names, stepStage},
+		{"promoted", mustPromote(t, staged, days(250), names), days(251), names, stepRetire},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			pair, err := tt.id.Check(tt.now, tt.want)
-			if !errors.Is(err, tt.err) || (err == nil) != (pair != nil) {
-				t.Errorf("got %v, want %v", err, tt.err)
+			if got := tt.id.next(tt.now, tt.want); got != tt.step {
+				t.Errorf("got %s, want %s", got, tt.step)
 			}
 		})
 	}
 }
 
-// A new leaf comes from the same CA; a new CA keeps the old one trusted until it is over.
-func TestRenew(t *testing.T) {
-	first := mustRenew(t, Identity{}, start, names)
-	second := mustRenew(t, first, days(61), names)
-	if !bytes.Equal(first.CACerts, second.CACerts) || bytes.Equal(first.Cert, second.Cert) {
-		t.Error("renewing the leaf changed the CA, or not the leaf")
-	}
-	third := mustRenew(t, second, days(300), names)
-	if bytes.Equal(second.CAKey, third.CAKey) {
-		t.Fatal("a CA in the last third of its life was kept")
-	}
-	old, fresh := mustCheck(t, second, days(62), names), mustCheck(t, third, days(300), names)
-	for name, pair := range map[string]*tls.Certificate{"old": old, "new": fresh} {
-		if err := trusted(third.CACerts, pair, names.DNS[0], pair.Leaf.NotAfter.Add(-time.Hour)); err != nil {
-			t.Errorf("%s leaf under the new bundle: %v", name, err)
+// Whoever trusts the bundle of one step accepts what is served in the step before, in its own, and in the one after.
+func TestMakeBeforeBreak(t *testing.T) {
+	now := start
+	var history []Identity
+	id := mustIssue(t, now, names)
+	history = append(history, id)
+	for range 2000 { // some 50 years
+		now = now.Add(9 * 24 * time.Hour)
+		var err error
+		switch id.next(now, names) {
+		case stepIssue:
+			id, err = id.issue(now, names, DefaultValidity)
+		case stepStage:
+			id, err = id.stage(now, nil, DefaultValidity)
+		case stepPromote:
+			id, err = id.promote(now, names, DefaultValidity)
+		case stepRetire:
+			id, err = id.retire(now)
+		case stepNone:
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		history = append(history, id)
+		for i := len(history) - 2; i < len(history); i++ {
+			for j := len(history) - 2; j < len(history); j++ {
+				if err := trusted(history[i].CACerts, mustPair(t, history[j]), names.DNS[0], now); err != nil {
+					t.Fatalf("at %s, bundle %d, leaf %d: %v", now, i, j, err)
+				}
+			}
+		}
+		if n := len(certificates(id.CACerts)); n > 2 {
+			t.Fatalf("%d CAs are trusted", n)
 		}
 	}
-	fourth := mustRenew(t, third, days(600), names)
-	if got := bytes.Count(fourth.CACerts, []byte("BEGIN")); got != 2 {
-		t.Errorf("%d CAs in the bundle, want the new one and the one before", got)
+	if bytes.Equal(history[0].CAKey, id.CAKey) {
+		t.Error("the CA was never replaced")
 	}
 }
 
-func TestStillValidDropsRubbish(t *testing.T) {
-	id := mustRenew(t, Identity{}, start, names)
-	mixed := append(append([]byte("rubbish\n"), id.Cert...), id.CACerts...)
-	if got := stillValid(mixed, start); !bytes.Equal(got, id.CACerts) {
-		t.Errorf("kept %s", got)
+// What callers trust now, from whoever it is, stays trusted until replicas have moved on.
+func TestStageKeepsForeignTrust(t *testing.T) {
+	foreign := mustIssue(t, start, names)
+	id := mustStage(t, Identity{}, start, append([]byte("rubbish\n"), append(foreign.Cert, foreign.CACerts...)...))
+	if err := trusted(id.CACerts, mustPair(t, foreign), names.DNS[0], start); err != nil {
+		t.Error(err)
 	}
-	if got := stillValid(mixed, days(400)); len(got) != 0 {
-		t.Errorf("kept an expired CA: %s", got)
+	if n := len(certificates(id.CACerts)); n != 2 || id.hurried() {
+		t.Errorf("%d CAs, hurried: %v", n, id.hurried())
+	}
+	if over := mustStage(t, Identity{}, days(400), foreign.CACerts); !over.hurried() {
+		t.Error("an expired CA is waited for")
+	}
+}
+
+func TestTrustBundle(t *testing.T) {
+	old, fresh := mustIssue(t, start, names), mustIssue(t, days(1), names)
+	all := append(certificates(old.CACerts), certificates(fresh.CACerts)...)
+	want := append(append([]byte{}, fresh.CACerts...), old.CACerts...)
+	if got := trustBundle(append(all, all...), days(2)); !bytes.Equal(got, want) {
+		t.Errorf("got %s", got)
+	}
+	if got := trustBundle(append(all, certificates(old.Cert)...), days(365)); !bytes.Equal(got, fresh.CACerts) {
+		t.Errorf("an expired CA or a leaf is kept: %s", got)
 	}
 }

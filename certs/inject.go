@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
@@ -30,28 +32,10 @@ type operation struct {
 	Value any    `json:"value"`
 }
 
-// inject puts the bundle into every webhook of ours that has another one, in all configurations, and joins the errors.
-func (i *injector) inject(ctx context.Context, bundle []byte) error {
-	var errs []error
-	if i.mutating != "" {
-		c := &admissionv1.MutatingWebhookConfiguration{}
-		errs = append(errs, i.patch(ctx, i.mutating, c, bundle, func() (hooks []hook) {
-			for _, w := range c.Webhooks {
-				hooks = append(hooks, hook{w.Name, w.ClientConfig.CABundle})
-			}
-			return hooks
-		}))
-	}
-	if i.validating != "" {
-		c := &admissionv1.ValidatingWebhookConfiguration{}
-		errs = append(errs, i.patch(ctx, i.validating, c, bundle, func() (hooks []hook) {
-			for _, w := range c.Webhooks {
-				hooks = append(hooks, hook{w.Name, w.ClientConfig.CABundle})
-			}
-			return hooks
-		}))
-	}
-	return errors.Join(errs...)
+// target is a configuration, with what it holds.
+type target struct {
+	object client.Object
+	hooks  func() []hook
 }
 
 // hook is what the injector looks at of one webhook.
@@ -60,23 +44,80 @@ type hook struct {
 	bundle []byte
 }
 
-// patch changes the caBundle of our webhooks and no other field.
-func (i *injector) patch(ctx context.Context, name string, c client.Object, bundle []byte, hooks func() []hook) error {
-	if err := i.client.Get(ctx, client.ObjectKey{Name: name}, c); err != nil {
-		return fmt.Errorf("read %T %q: %w", c, name, err)
+// targets are the configurations, empty.
+func (i *injector) targets() []target {
+	var out []target
+	if i.mutating != "" {
+		c := &admissionv1.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: i.mutating}}
+		out = append(out, target{c, func() (hooks []hook) {
+			for _, w := range c.Webhooks {
+				hooks = append(hooks, hook{w.Name, w.ClientConfig.CABundle})
+			}
+			return hooks
+		}})
 	}
-	ops := bundleOps(hooks(), i.suffix, bundle)
+	if i.validating != "" {
+		c := &admissionv1.ValidatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: i.validating}}
+		out = append(out, target{c, func() (hooks []hook) {
+			for _, w := range c.Webhooks {
+				hooks = append(hooks, hook{w.Name, w.ClientConfig.CABundle})
+			}
+			return hooks
+		}})
+	}
+	return out
+}
+
+// inject puts the bundle into every webhook of ours that has another one, in all configurations, and joins the errors.
+// It reports whether there was any such webhook.
+func (i *injector) inject(ctx context.Context, bundle []byte) (changed bool, err error) {
+	var errs []error
+	for _, t := range i.targets() {
+		patched, err := i.patch(ctx, t, bundle)
+		changed = changed || patched
+		errs = append(errs, err)
+	}
+	return changed, errors.Join(errs...)
+}
+
+// trusted is all that our webhooks trust now, one after the other; configurations that are missing trust nothing.
+func (i *injector) trusted(ctx context.Context) ([]byte, error) {
+	var out []byte
+	for _, t := range i.targets() {
+		err := i.client.Get(ctx, client.ObjectKeyFromObject(t.object), t.object)
+		if apierrors.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read %T %q: %w", t.object, t.object.GetName(), err)
+		}
+		for _, h := range t.hooks() {
+			if strings.HasSuffix(h.name, i.suffix) {
+				out = append(append(out, h.bundle...), '\n')
+			}
+		}
+	}
+	return out, nil
+}
+
+// patch changes the caBundle of our webhooks and no other field.
+func (i *injector) patch(ctx context.Context, t target, bundle []byte) (changed bool, err error) {
+	name := t.object.GetName()
+	if err := i.client.Get(ctx, client.ObjectKey{Name: name}, t.object); err != nil {
+		return false, fmt.Errorf("read %T %q: %w", t.object, name, err)
+	}
+	ops := bundleOps(t.hooks(), i.suffix, bundle)
 	if len(ops) == 0 {
-		return nil
+		return false, nil
 	}
 	raw, err := json.Marshal(ops)
 	if err != nil {
-		return fmt.Errorf("encode patch: %w", err)
+		return false, fmt.Errorf("encode patch: %w", err)
 	}
-	if err := i.client.Patch(ctx, c, client.RawPatch(types.JSONPatchType, raw)); err != nil {
-		return fmt.Errorf("patch %T %q: %w", c, name, err)
+	if err := i.client.Patch(ctx, t.object, client.RawPatch(types.JSONPatchType, raw)); err != nil {
+		return true, fmt.Errorf("patch %T %q: %w", t.object, name, err)
 	}
-	return nil
+	return true, nil
 }
 
 // bundleOps tests each webhook's name first: somebody may have reordered the list since it was read.

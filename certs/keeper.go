@@ -5,17 +5,13 @@ package certs
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
-	"errors"
 	"fmt"
-	"net/http"
-	"sync"
+	"strings"
 	"time"
 
 	"github.com/go-logr/logr"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
-	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
@@ -33,7 +29,7 @@ type Options struct {
 	Informers cache.Informers
 	Log       logr.Logger
 
-	// Secret holds the identity that all replicas share.
+	// Secret holds the identity that all replicas share; the replicas' Leases are in its namespace.
 	Secret client.ObjectKey
 	// Names that the serving certificate must hold.
 	Names Names
@@ -45,9 +41,13 @@ type Options struct {
 
 	// Validity of new certificates; zero means DefaultValidity.
 	Validity Validity
+	// Propagation is how long a CA is in every caBundle before a certificate by it is served; zero means 10 s. API servers
+	// watch the configurations and are usually milliseconds behind, but none says so.
+	Propagation time.Duration
 	// Resync is how often everything is compared without an event; zero means a minute.
 	Resync time.Duration
-	// Retry is how soon a failed round is repeated; zero means a second.
+	// Retry is how soon a failed round is repeated, and replicas that still serve the old certificate are looked at
+	// again; zero means a second.
 	Retry time.Duration
 	// Clock; nil means time.Now.
 	Clock Clock
@@ -56,6 +56,9 @@ type Options struct {
 func (o *Options) setDefaults() {
 	if o.Validity == (Validity{}) {
 		o.Validity = DefaultValidity
+	}
+	if o.Propagation == 0 {
+		o.Propagation = 10 * time.Second
 	}
 	if o.Resync == 0 {
 		o.Resync = time.Minute
@@ -68,15 +71,17 @@ func (o *Options) setDefaults() {
 	}
 }
 
-// Keeper keeps the identity valid, injected and served. Every replica runs one.
+// Keeper keeps the identity valid and injected. The leader among the replicas runs one; two at a time, while a leader
+// learns that it is none any more, do no harm.
 type Keeper struct {
-	options Options
-	store   store
-	inject  injector
-	changed chan struct{} // holds one pending wake-up
+	options  Options
+	store    store
+	inject   injector
+	register register
+	wake     waker
 
-	mu      sync.RWMutex
-	serving *tls.Certificate
+	trustedSince time.Time // since when every caBundle has been what it is
+	lagging      string    // the replicas last logged as lagging
 }
 
 var (
@@ -88,63 +93,34 @@ var (
 func NewKeeper(o Options) *Keeper {
 	o.setDefaults()
 	return &Keeper{
-		options: o,
-		store:   store{client: o.Client, key: o.Secret},
-		inject:  injector{o.Client, o.MutatingConfiguration, o.ValidatingConfiguration, o.WebhookSuffix},
-		changed: make(chan struct{}, 1),
+		options:  o,
+		store:    store{client: o.Client, key: o.Secret},
+		inject:   injector{o.Client, o.MutatingConfiguration, o.ValidatingConfiguration, o.WebhookSuffix},
+		register: register{client: o.Client, namespace: o.Secret.Namespace, clock: o.Clock},
+		wake:     newWaker(),
 	}
 }
 
-// NeedLeaderElection implements manager.LeaderElectionRunnable: every replica serves.
-func (k *Keeper) NeedLeaderElection() bool { return false }
+// NeedLeaderElection implements manager.LeaderElectionRunnable.
+func (k *Keeper) NeedLeaderElection() bool { return true }
 
 // Start implements manager.Runnable; it returns when the context ends.
 func (k *Keeper) Start(ctx context.Context) error {
-	if err := k.watch(ctx); err != nil {
+	if err := k.wake.watch(ctx, k.options.Informers, k.watched()...); err != nil {
 		return err
 	}
-	for {
-		next := k.options.Resync
-		if err := k.Reconcile(ctx); err != nil && ctx.Err() == nil {
+	for ctx.Err() == nil {
+		next, err := k.Reconcile(ctx)
+		if err != nil && ctx.Err() == nil {
 			k.options.Log.Error(err, "certificates are not in order yet", "retryIn", k.options.Retry.String())
 			next = k.options.Retry
 		}
-		timer := time.NewTimer(next)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return nil
-		case <-k.changed:
-			timer.Stop()
-		case <-timer.C:
-		}
-	}
-}
-
-// watch wakes the loop on every event.
-func (k *Keeper) watch(ctx context.Context) error {
-	if k.options.Informers == nil {
-		return nil
-	}
-	for _, o := range k.Watched() {
-		informer, err := k.options.Informers.GetInformer(ctx, o)
-		if err != nil {
-			return fmt.Errorf("watch %T: %w", o, err)
-		}
-		_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
-			AddFunc:    func(any) { k.wake() },
-			UpdateFunc: func(any, any) { k.wake() },
-			DeleteFunc: func(any) { k.wake() },
-		})
-		if err != nil {
-			return fmt.Errorf("watch %T: %w", o, err)
-		}
+		k.wake.wait(ctx, next)
 	}
 	return nil
 }
 
-// Watched lists the kinds that Informers are asked for.
-func (k *Keeper) Watched() []client.Object {
+func (k *Keeper) watched() []client.Object {
 	objects := []client.Object{&corev1.Secret{}}
 	if k.options.MutatingConfiguration != "" {
 		objects = append(objects, &admissionv1.MutatingWebhookConfiguration{})
@@ -155,85 +131,108 @@ func (k *Keeper) Watched() []client.Object {
 	return objects
 }
 
-func (k *Keeper) wake() {
-	select {
-	case k.changed <- struct{}{}:
+// Reconcile does one round: take the steps that are due, and put what is to be trusted into the configurations. It
+// returns when to look again at the latest.
+func (k *Keeper) Reconcile(ctx context.Context) (again time.Duration, err error) {
+	secret, id, err := k.store.read(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if id, err = k.prepare(ctx, secret, id); err != nil {
+		return 0, err
+	}
+	changed, err := k.inject.inject(ctx, id.CACerts)
+	if err != nil {
+		k.trustedSince = time.Time{}
+		return 0, fmt.Errorf("inject caBundle: %w", err)
+	}
+	now := k.options.Clock()
+	if changed || k.trustedSince.IsZero() {
+		k.trustedSince = now
+	}
+	switch id.next(now, k.options.Names) {
+	case stepPromote:
+		if rest := k.options.Propagation - now.Sub(k.trustedSince); rest > 0 {
+			return rest, nil
+		}
+		return 0, k.promote(ctx, secret, id)
+	case stepRetire:
+		return k.retire(ctx, secret, id)
 	default:
+		return k.options.Resync, nil
 	}
 }
 
-// Reconcile does one round: read or renew, inject, serve. The first certificate is served at once, since nobody can be
-// served worse; a later one only after its CA is in the configurations, so that callers always trust what they meet.
-func (k *Keeper) Reconcile(ctx context.Context) error {
+// prepare takes the steps that wait for nobody, and returns the identity that they lead to.
+func (k *Keeper) prepare(ctx context.Context, secret *corev1.Secret, id Identity) (Identity, error) {
 	now := k.options.Clock()
-	var pair *tls.Certificate
-	id, err := k.store.identity(ctx, func(id Identity) (err error) {
-		pair, err = id.Check(now, k.options.Names)
-		return err
-	}, func(id Identity) (Identity, error) {
-		k.options.Log.Info("issuing certificates")
-		return id.Renew(now, k.options.Names, k.options.Validity)
-	})
+	switch due := id.next(now, k.options.Names); due {
+	case stepIssue:
+		issued, err := id.issue(now, k.options.Names, k.options.Validity)
+		if err != nil {
+			return Identity{}, err
+		}
+		return issued, k.write(ctx, secret, issued, due)
+	case stepStage:
+		trusted, err := k.inject.trusted(ctx)
+		if err != nil {
+			return Identity{}, err
+		}
+		staged, err := id.stage(now, trusted, k.options.Validity)
+		if err != nil {
+			return Identity{}, err
+		}
+		if staged.hurried() {
+			if staged, err = staged.promote(now, k.options.Names, k.options.Validity); err != nil {
+				return Identity{}, err
+			}
+		}
+		return staged, k.write(ctx, secret, staged, due)
+	default:
+		return id, nil
+	}
+}
+
+func (k *Keeper) promote(ctx context.Context, secret *corev1.Secret, id Identity) error {
+	promoted, err := id.promote(k.options.Clock(), k.options.Names, k.options.Validity)
 	if err != nil {
 		return err
 	}
-	if pair == nil {
-		if pair, err = id.Check(now, k.options.Names); err != nil {
-			return fmt.Errorf("check issued certificates: %w", err)
+	return k.write(ctx, secret, promoted, stepPromote)
+}
+
+// retire drops old CAs once nobody serves by them, and expired ones in any case.
+func (k *Keeper) retire(ctx context.Context, secret *corev1.Secret, id Identity) (again time.Duration, err error) {
+	pair, err := id.Pair()
+	if err != nil {
+		return 0, err
+	}
+	names, total, err := k.register.waiting(ctx, serial(pair.Leaf))
+	if err != nil {
+		return 0, err
+	}
+	if total > 0 && len(names) == 0 {
+		retired, err := id.retire(k.options.Clock())
+		if err != nil {
+			return 0, err
 		}
+		return 0, k.write(ctx, secret, retired, stepRetire)
 	}
-	if k.current() == nil {
-		k.serve(pair)
+	if list := strings.Join(names, " "); list != k.lagging {
+		k.lagging = list
+		k.options.Log.Info("the old CA stays trusted: replicas serve an earlier certificate", "replicas", list)
 	}
-	if err := k.inject.inject(ctx, id.CACerts); err != nil {
-		return fmt.Errorf("inject caBundle: %w", err)
+	if valid := trustBundle(certificates(id.CACerts), k.options.Clock()); !bytes.Equal(valid, id.CACerts) {
+		id.CACerts = valid
+		return 0, k.write(ctx, secret, id, stepRetire)
 	}
-	k.serve(pair)
-	return nil
+	return k.options.Retry, nil
 }
 
-func (k *Keeper) current() *tls.Certificate {
-	k.mu.RLock()
-	defer k.mu.RUnlock()
-	return k.serving
-}
-
-// serve switches handshakes that begin from now on to the pair.
-func (k *Keeper) serve(pair *tls.Certificate) {
-	if c := k.current(); c != nil && bytes.Equal(c.Certificate[0], pair.Certificate[0]) {
-		return
+func (k *Keeper) write(ctx context.Context, secret *corev1.Secret, id Identity, why step) error {
+	if err := k.store.write(ctx, secret, id); err != nil {
+		return err
 	}
-	k.mu.Lock()
-	k.serving = pair
-	k.mu.Unlock()
-	k.options.Log.Info("serving certificate", "notAfter", pair.Leaf.NotAfter.UTC().Format(time.RFC3339),
-		"serial", pair.Leaf.SerialNumber.Text(16))
-}
-
-var errNotReady = errors.New("no serving certificate yet")
-
-// GetCertificate is for tls.Config.
-func (k *Keeper) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	if c := k.current(); c != nil {
-		return c, nil
-	}
-	return nil, errNotReady
-}
-
-// Configure makes a server use the Keeper's certificates, TLS 1.3 only.
-func (k *Keeper) Configure(c *tls.Config) {
-	c.MinVersion = tls.VersionTLS13
-	c.GetCertificate = k.GetCertificate
-}
-
-// Ready is a health check: a certificate is served and not over.
-func (k *Keeper) Ready(*http.Request) error {
-	c := k.current()
-	if c == nil {
-		return errNotReady
-	}
-	if now := k.options.Clock(); now.After(c.Leaf.NotAfter) {
-		return fmt.Errorf("the serving certificate expired at %s", c.Leaf.NotAfter.UTC().Format(time.RFC3339))
-	}
+	k.options.Log.Info("rotated certificates", "step", why.String(), "trustedCAs", len(certificates(id.CACerts)))
 	return nil
 }

@@ -4,13 +4,10 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"sync/atomic"
-	"time"
 
 	"github.com/spf13/pflag"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -37,26 +34,14 @@ func run(args []string, stdout, stderr io.Writer) int {
 		log.Error(err, "no configuration for the API server")
 		return 1
 	}
-	ctx, draining := drain(ctrl.SetupSignalHandler(), o.DrainDelay, func() {
+	stop := ctrl.SetupSignalHandler()
+	ctx, draining := drain(stop, o.DrainDelay, func() {
 		log.Info("draining", "delay", o.DrainDelay.String())
 	})
-	if err := serve(ctx, rest, o, log, draining); err != nil {
+	if err := serve(ctx, stop, rest, o, log, draining); err != nil {
 		log.Error(err, "webhook failed")
 		return 1
 	}
 	log.Info("stopped")
 	return 0
-}
-
-// drain returns a context that outlives stop by the delay, and a flag that is true during it: not ready any more, but
-// answering, until every API server has heard that this replica goes.
-func drain(stop context.Context, delay time.Duration, begin func()) (context.Context, *atomic.Bool) {
-	ctx, cancel := context.WithCancel(context.WithoutCancel(stop))
-	draining := &atomic.Bool{}
-	context.AfterFunc(stop, func() {
-		draining.Store(true)
-		begin()
-		time.AfterFunc(delay, cancel)
-	})
-	return ctx, draining
 }

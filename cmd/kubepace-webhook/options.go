@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -16,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/kubepace/kubepace/bandwidth"
+	"github.com/kubepace/kubepace/certs"
 	"github.com/kubepace/kubepace/webhook/policy"
 )
 
@@ -35,6 +38,12 @@ type options struct {
 	ExtraDNSNames           []string
 	ExtraIPs                []net.IP
 
+	CertDir       string
+	Validity      certs.Validity
+	CAPropagation time.Duration
+	ReplicaName   string
+	LeaseDuration time.Duration
+
 	ClusterDefault string
 	ClusterMin     string
 	ClusterMax     string
@@ -50,14 +59,24 @@ func defaultOptions() *options {
 		Port: 9443, HealthAddress: ":8081", MetricsAddress: ":8080", DrainDelay: 5 * time.Second,
 		Namespace: "kubepace-system", ServiceName: "kubepace-webhook", SecretName: "kubepace-webhook-tls",
 		MutatingConfiguration: "kubepace-webhook", ValidatingConfiguration: "kubepace-webhook",
+		Validity: certs.DefaultValidity, CAPropagation: 10 * time.Second, ReplicaName: hostname(), LeaseDuration: 15 * time.Second,
 		LogLevel: "info",
 	}
 }
 
+// hostname is a pod's own name.
+func hostname() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return ""
+	}
+	return strings.ToLower(name)
+}
+
 const usage = `kubepace-webhook answers kube-apiserver's admission reviews: it writes every pod's egress limit into the
 annotation kubernetes.io/egress-bandwidth, within the bounds of the cluster (flags below) and of the namespace (labels
-egress.kubepace.io/default, min, max, over-max, mode). It issues its own TLS certificates, keeps them in a Secret and
-injects its CA into the webhook configurations.
+egress.kubepace.io/default, min, max, over-max, mode). One replica leads: it issues the TLS certificates of all, keeps
+them in a Secret and injects the CA into the webhook configurations, unless --cert-dir names certificates from elsewhere.
 
 A rate is in bits per second, as a Kubernetes quantity between 1k and 1P: 10M, 1500k, 2G.
 
@@ -83,8 +102,15 @@ func (o *options) flags() *pflag.FlagSet {
 	fs.StringVar(&o.ValidatingConfiguration, "validating-webhook-configuration", o.ValidatingConfiguration, "`name` of the ValidatingWebhookConfiguration that gets the caBundle")
 	fs.StringSliceVar(&o.ExtraDNSNames, "extra-dns-names", o.ExtraDNSNames, "more DNS `names` for the certificate, comma-separated")
 	fs.IPSliceVar(&o.ExtraIPs, "extra-ips", o.ExtraIPs, "IP `addresses` for the certificate, comma-separated, such as 127.0.0.1 for a webhook outside the cluster")
+	fs.StringVar(&o.CertDir, "cert-dir", o.CertDir, "`folder` of tls.crt and tls.key that somebody else, such as cert-manager, keeps; no certificate is issued or injected then")
+	fs.DurationVar(&o.Validity.CA, "ca-validity", o.Validity.CA, "how long a CA is valid; it is replaced when a third of that is left")
+	fs.DurationVar(&o.Validity.Leaf, "certificate-validity", o.Validity.Leaf, "how long a certificate is valid; it is replaced when a third of that is left")
+	fs.DurationVar(&o.CAPropagation, "ca-propagation", o.CAPropagation, "how long API servers are given to learn of a new CA before it is used")
+	fs.StringVar(&o.ReplicaName, "replica-name", o.ReplicaName, "`name` of this replica's Lease, unlike every other's (default: the host name)")
+	fs.DurationVar(&o.LeaseDuration, "lease-duration", o.LeaseDuration, "how long the leader's Lease, and each replica's, outlives its last renewal")
 	fs.StringVar(&o.LogLevel, "log-level", o.LogLevel, "error, warn, info, debug, or a number for more than debug (2, 3, ...)")
-	fs.Lookup("extra-ips").DefValue = "" // help would show an empty pair of brackets
+	fs.Lookup("extra-ips").DefValue = ""    // help would show an empty pair of brackets
+	fs.Lookup("replica-name").DefValue = "" // help would show this machine's
 	// controller-runtime registers --kubeconfig there.
 	fs.AddGoFlagSet(flag.CommandLine)
 	return fs
@@ -131,15 +157,37 @@ func (o *options) validate() error {
 	if o.DrainDelay < 0 {
 		errs = append(errs, fmt.Errorf("--drain-delay %s is negative", o.DrainDelay))
 	}
+	errs = append(errs, o.validateRotation())
 	errs = append(errs, checkNames("--namespace", validation.IsDNS1123Label, o.Namespace),
 		checkNames("--service-name", validation.IsDNS1035Label, o.ServiceName),
 		checkNames("--secret-name", validation.IsDNS1123Subdomain, o.SecretName),
 		checkNames("--mutating-webhook-configuration", validation.IsDNS1123Subdomain, o.MutatingConfiguration),
 		checkNames("--validating-webhook-configuration", validation.IsDNS1123Subdomain, o.ValidatingConfiguration),
+		checkNames("--replica-name", validation.IsDNS1123Subdomain, o.ReplicaName),
 		checkNames("--extra-dns-names", validation.IsDNS1123Subdomain, o.ExtraDNSNames...))
 	var err error
 	if o.level, err = parseLevel(o.LogLevel); err != nil {
 		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// validateRotation wants every certificate to be replaced before it is over, with a new CA known in time.
+func (o *options) validateRotation() error {
+	var errs []error
+	for _, v := range []struct {
+		flag  string
+		value time.Duration
+	}{{"--ca-validity", o.Validity.CA}, {"--certificate-validity", o.Validity.Leaf}} {
+		if v.value < 6*o.CAPropagation || v.value < 6*time.Second {
+			errs = append(errs, fmt.Errorf("%s %s is below 6 times --ca-propagation %s, or 6s", v.flag, v.value, o.CAPropagation))
+		}
+	}
+	if o.CAPropagation < 0 {
+		errs = append(errs, fmt.Errorf("--ca-propagation %s is negative", o.CAPropagation))
+	}
+	if o.LeaseDuration < 3*time.Second {
+		errs = append(errs, fmt.Errorf("--lease-duration %s is below 3s", o.LeaseDuration))
 	}
 	return errors.Join(errs...)
 }

@@ -31,18 +31,18 @@ import (
 // webhookSuffix ends the name of every webhook in our configurations.
 const webhookSuffix = ".kubepace.io"
 
-// serve runs until the context ends.
-func serve(ctx context.Context, config *rest.Config, o *options, log logr.Logger, draining *atomic.Bool) error {
+// serve runs until ctx ends; what only the leader does ends with stop, which is earlier by the drain's delay.
+func serve(ctx, stop context.Context, config *rest.Config, o *options, log logr.Logger, draining *atomic.Bool) error {
 	direct, err := client.New(config, client.Options{Scheme: scheme.Scheme})
 	if err != nil {
 		return fmt.Errorf("connect to the API server: %w", err)
 	}
-	var keeper *certs.Keeper // the server asks for certificates only once it runs
+	var source certs.Source // the server asks for certificates only once it runs
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme: scheme.Scheme, Logger: log, Cache: cacheOptions(o),
 		WebhookServer: crwebhook.NewServer(crwebhook.Options{
 			Host: o.ListenAddress, Port: o.Port,
-			TLSOpts: []func(*tls.Config){func(c *tls.Config) { keeper.Configure(c) }},
+			TLSOpts: []func(*tls.Config){func(c *tls.Config) { source.Configure(c) }},
 		}),
 		Metrics:                metricsserver.Options{BindAddress: o.MetricsAddress},
 		HealthProbeBindAddress: o.HealthAddress,
@@ -50,9 +50,8 @@ func serve(ctx context.Context, config *rest.Config, o *options, log logr.Logger
 	if err != nil {
 		return fmt.Errorf("set up: %w", err)
 	}
-	keeper = newKeeper(o, direct, mgr.GetCache(), log)
-	if err := mgr.Add(keeper); err != nil {
-		return fmt.Errorf("add certificate keeper: %w", err)
+	if source, err = addSource(mgr, o, direct, log); err != nil {
+		return err
 	}
 	// Asked for now, so that the manager's start waits for it; otherwise the first pod would.
 	if _, err := mgr.GetCache().GetInformer(ctx, webhook.NamespaceMetadata()); err != nil {
@@ -63,29 +62,39 @@ func serve(ctx context.Context, config *rest.Config, o *options, log logr.Logger
 		return fmt.Errorf("register metrics: %w", err)
 	}
 	server := mgr.GetWebhookServer() // the first call makes the manager run it
-	webhook.Register(server, webhook.Options{
+	webhook.Register(movingOn{server, draining}, webhook.Options{
 		Cluster: o.cluster, Metrics: counters,
 		Namespaces: &webhook.NamespaceReader{Cache: mgr.GetCache(), Live: direct},
 	})
-	if err := addChecks(mgr, keeper, server, draining); err != nil {
+	if err := mgr.Add(&leadership{config: config, options: o, direct: direct, shared: mgr.GetCache(), log: log, stop: stop}); err != nil {
+		return fmt.Errorf("add leader election: %w", err)
+	}
+	if err := addChecks(mgr, source, server, draining); err != nil {
 		return err
 	}
 	log.Info("starting", "clusterDefault", o.ClusterDefault, "clusterMin", o.ClusterMin, "clusterMax", o.ClusterMax, "port", o.Port)
 	return mgr.Start(ctx)
 }
 
-func newKeeper(o *options, direct client.Client, informers cache.Informers, log logr.Logger) *certs.Keeper {
-	service := o.ServiceName + "." + o.Namespace + ".svc"
-	return certs.NewKeeper(certs.Options{
-		Client: direct, Informers: informers, Log: log.WithName("certs"),
-		Secret: client.ObjectKey{Namespace: o.Namespace, Name: o.SecretName},
-		Names: certs.Names{
-			DNS: append([]string{service, service + ".cluster.local"}, o.ExtraDNSNames...),
-			IPs: o.ExtraIPs,
-		},
-		MutatingConfiguration: o.MutatingConfiguration, ValidatingConfiguration: o.ValidatingConfiguration,
-		WebhookSuffix: webhookSuffix,
+// addSource makes every replica serve the certificates of the Secret, or of files.
+func addSource(mgr ctrl.Manager, o *options, direct client.Client, log logr.Logger) (certs.Source, error) {
+	counters, err := certs.NewMetrics(metrics.Registry)
+	if err != nil {
+		return nil, fmt.Errorf("register metrics: %w", err)
+	}
+	if o.CertDir != "" {
+		files, err := certs.NewFiles(o.CertDir, counters)
+		if err != nil {
+			return nil, err
+		}
+		return files, mgr.Add(files)
+	}
+	server := certs.NewServer(certs.ServerOptions{
+		Client: direct, Informers: mgr.GetCache(), Log: log.WithName("certs"), Metrics: counters,
+		Secret:  client.ObjectKey{Namespace: o.Namespace, Name: o.SecretName},
+		Replica: o.ReplicaName, LeaseDuration: 4 * o.LeaseDuration,
 	})
+	return server, mgr.Add(server)
 }
 
 // cacheOptions narrow every watch to what we read, so that RBAC can name the objects.
@@ -104,7 +113,7 @@ func cacheOptions(o *options) cache.Options {
 }
 
 // addChecks makes ready mean: serving, with a valid certificate, with synced caches, and not on the way out.
-func addChecks(mgr ctrl.Manager, keeper *certs.Keeper, server crwebhook.Server, draining *atomic.Bool) error {
+func addChecks(mgr ctrl.Manager, source certs.Source, server crwebhook.Server, draining *atomic.Bool) error {
 	synced := &atomic.Bool{}
 	err := mgr.Add(runnable(func(ctx context.Context) error {
 		synced.Store(mgr.GetCache().WaitForCacheSync(ctx))
@@ -123,7 +132,7 @@ func addChecks(mgr ctrl.Manager, keeper *certs.Keeper, server crwebhook.Server, 
 	}
 	return errors.Join(
 		mgr.AddHealthzCheck("ping", healthz.Ping),
-		mgr.AddReadyzCheck("certificates", keeper.Ready),
+		mgr.AddReadyzCheck("certificates", source.Ready),
 		mgr.AddReadyzCheck("server", server.StartedChecker()),
 		mgr.AddReadyzCheck("caches", failing(func() bool { return !synced.Load() }, "namespaces are not synced yet")),
 		mgr.AddReadyzCheck("draining", failing(draining.Load, "shutting down")),
