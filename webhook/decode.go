@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	kjson "sigs.k8s.io/json"
 
+	"github.com/kubepace/kubepace/bandwidth"
 	"github.com/kubepace/kubepace/webhook/policy"
 )
 
@@ -49,6 +50,12 @@ func (o *object) carriesLimit() bool {
 		}
 	}
 	return false
+}
+
+// marked reports whether the re-stamping mark is another one than before.
+func (o *object) marked(old *object) bool {
+	mark, ok := o.Metadata.Annotations[bandwidth.AnnotationPolicy]
+	return ok && mark != old.Metadata.Annotations[bandwidth.AnnotationPolicy]
 }
 
 // sameLimit reports whether all our annotations are alike in both.

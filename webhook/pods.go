@@ -39,10 +39,23 @@ func subject(req admission.Request) (*object, error) {
 	if err != nil {
 		return nil, fmt.Errorf("old object: %w", err)
 	}
-	if o.sameLimit(old) {
+	if o.sameLimit(old) && !o.marked(old) {
 		return nil, nil
 	}
 	return o, nil
+}
+
+// asksAnew reports whether an update leaves the limit alone and changes the re-stamping mark.
+func asksAnew(req admission.Request) bool {
+	if req.Operation != admissionv1.Update {
+		return false
+	}
+	o, err := decode(req.Object.Raw)
+	if err != nil {
+		return false
+	}
+	old, err := decode(req.OldObject.Raw)
+	return err == nil && o.sameLimit(old) && o.marked(old)
 }
 
 // resolve finds the policy of the request's namespace.
@@ -54,8 +67,12 @@ func (p *Pods) resolve(ctx context.Context, req admission.Request) (policy.Polic
 	return policy.Resolve(p.Cluster, policy.Namespace{Name: req.Namespace, Labels: labels}), nil
 }
 
-// Mutate writes the limit into a pod, or refuses it with every violation at once.
+// Mutate writes the limit into a pod, or refuses it with every violation at once. An update that changes nothing but the
+// re-stamping mark asks for what a new pod would get: only here, where the same request writes the limit.
 func (p *Pods) Mutate(ctx context.Context, req admission.Request) (admission.Response, error) {
+	if asksAnew(req) {
+		return p.judge(ctx, req, halfMutate, policy.Policy.Redecide)
+	}
 	return p.judge(ctx, req, halfMutate, policy.Policy.Decide)
 }
 

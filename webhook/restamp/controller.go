@@ -9,7 +9,6 @@ import (
 	"maps"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
@@ -63,7 +62,8 @@ type Options struct {
 	Events typedcorev1.EventInterface
 	// PodsPerSecond bounds the writes; zero means 50.
 	PodsPerSecond float64
-	Registry      prometheus.Registerer
+	// Metrics may be nil.
+	Metrics *Metrics
 }
 
 // key names a pod, or a namespace where Pod is empty.
@@ -71,21 +71,18 @@ type key struct{ Namespace, Pod string }
 
 type queue = workqueue.TypedRateLimitingInterface[key]
 
-// Add puts the controller into the manager, whose cache must hold pods as PodCache says. It runs on the leader only.
+// Add puts the controller into a manager, whose cache must hold pods as PodCache says. It runs on the leader only, and may
+// be added to the manager of each of its terms.
 func Add(mgr manager.Manager, o Options) error {
 	if o.PodsPerSecond == 0 {
 		o.PodsPerSecond = 50
-	}
-	counter, err := newMetrics(o.Registry)
-	if err != nil {
-		return err
 	}
 	broadcaster := record.NewBroadcaster(record.WithCorrelatorOptions(record.CorrelatorOptions{BurstSize: 100, QPS: 1. / 60}))
 	r := &reconciler{
 		cache: mgr.GetCache(), client: mgr.GetClient(), policies: o.Policies, governed: o.Governed, namespace: o.Namespace,
 		events:  broadcaster.NewRecorder(mgr.GetScheme(), corev1.EventSource{Component: FieldManager}),
 		limiter: flowcontrol.NewTokenBucketRateLimiter(float32(o.PodsPerSecond), max(1, int(o.PodsPerSecond))),
-		pods:    counter, state: newState(),
+		metrics: o.Metrics, state: newState(),
 	}
 	c, err := controller.NewTyped("restamp", mgr, controller.TypedOptions[key]{
 		// Leader only is the default.

@@ -8,8 +8,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// newMetrics registers the counter of what became of running pods.
-func newMetrics(registry prometheus.Registerer) (*prometheus.CounterVec, error) {
+// Metrics counts what became of running pods. It outlives the terms of a leader.
+type Metrics struct{ pods *prometheus.CounterVec }
+
+// NewMetrics registers the counter.
+func NewMetrics(registry prometheus.Registerer) (*Metrics, error) {
 	pods := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "kubepace_restamp_pods_total",
 		Help: "Running pods that a changed policy reached, by outcome: lowered, raised, limited, lifted, rewritten; " +
@@ -18,5 +21,12 @@ func newMetrics(registry prometheus.Registerer) (*prometheus.CounterVec, error) 
 	if err := registry.Register(pods); err != nil {
 		return nil, fmt.Errorf("register metrics: %w", err)
 	}
-	return pods, nil
+	return &Metrics{pods}, nil
+}
+
+// count is a no-op on nil.
+func (m *Metrics) count(outcome string) {
+	if m != nil {
+		m.pods.WithLabelValues(outcome).Inc()
+	}
 }

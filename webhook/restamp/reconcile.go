@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
@@ -35,7 +34,7 @@ type reconciler struct {
 	namespace client.Object
 	events    record.EventRecorder
 	limiter   flowcontrol.RateLimiter
-	pods      *prometheus.CounterVec
+	metrics   *Metrics
 	state     *state
 	queue     queue
 }
@@ -149,7 +148,7 @@ func (r *reconciler) leave(k key, p policy.Policy, pod *corev1.Pod, v verdict, e
 	if !r.state.tell(k, telling{pod.UID, v.action, digest(p)}) {
 		return
 	}
-	r.pods.WithLabelValues(string(v.action)).Inc()
+	r.metrics.count(string(v.action))
 	r.events.Event(podRef(pod), eventType, reason, text)
 	r.counted(k.Namespace, string(v.action))
 }
@@ -176,7 +175,7 @@ func (r *reconciler) stamp(ctx context.Context, k key, p policy.Policy, pod *cor
 	}
 	to := got.Annotations[bandwidth.AnnotationEgress]
 	what := outcome(v.from, to)
-	r.pods.WithLabelValues(what).Inc()
+	r.metrics.count(what)
 	r.events.Event(podRef(pod), corev1.EventTypeNormal, reasonPodChanged, describeChange(p, v.from, to, v.decision))
 	r.counted(k.Namespace, what)
 	return nil
@@ -207,7 +206,7 @@ func (r *reconciler) mark(ctx context.Context, pod *corev1.Pod, mark string, opt
 func (r *reconciler) unmarked(k key, p policy.Policy, pod *corev1.Pod, v verdict, err error) error {
 	switch {
 	case err == nil:
-		r.pods.WithLabelValues("unanswered").Inc()
+		r.metrics.count("unanswered")
 		return errUnanswered
 	case apierrors.IsNotFound(err), apierrors.IsConflict(err):
 		return nil // gone, or replaced by a pod that admission saw
