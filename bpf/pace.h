@@ -365,12 +365,14 @@ pace_must_drop(struct pace_pod *p, const struct pace_flow *f,
 static __always_inline int pace_early(struct pace_flow *f,
 				      const struct pace_limit *l,
 				      const struct pace_packet *k,
-				      __u64 backlog, __u64 target)
+				      __u64 backlog, __u64 cost, __u64 target)
 {
 	__u64 lead = f->tag_ns > k->now_ns ? f->tag_ns - k->now_ns : 0;
 
+	/* Small packets open and close connections and acknowledge. */
 	if (l->mode != PACE_PACING || k->fragment == PACE_LATER_FRAGMENT ||
-	    lead <= target || backlog <= target / 2 || k->now_ns < f->calm_ns)
+	    2 * cost < l->mtu_ns || lead <= target || backlog <= target / 2 ||
+	    k->now_ns < f->calm_ns)
 		return 0;
 	f->calm_ns = k->now_ns + lead + target;
 	return 1;
@@ -466,7 +468,8 @@ pace_admit(struct pace_pod *p, struct pace_flow *f, const struct pace_limit *l,
 
 	v.drop = !sparse &&
 		 (pace_must_drop(p, f, l, k, backlog, cost, horizon) ||
-		  (!k->ecn_capable && pace_early(f, l, k, backlog, target)));
+		  (!k->ecn_capable &&
+		   pace_early(f, l, k, backlog, cost, target)));
 	if (k->fragment == PACE_FIRST_FRAGMENT)
 		f->fragment = (k->fragment_id & ~1U) | !v.drop;
 	if (v.drop) {

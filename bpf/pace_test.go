@@ -297,6 +297,25 @@ func TestSparseNotDelayed(t *testing.T) {
 	}
 }
 
+// TestSparseAmongStrangers: full packets of ever new flows, as after many timeouts at once, leave room for a ping.
+func TestSparseAmongStrangers(t *testing.T) {
+	p := newPacer(t, 10e6, true)
+	next, pings := p.now, 0
+	for i := uint64(0); pings < 20; i++ {
+		p.offer(packet{flow: i % 8, bytes: frameBytes})
+		p.offer(packet{flow: 10000 + i, bytes: frameBytes})
+		p.now += p.limit.MtuNs / 2
+		if p.now < next {
+			continue
+		}
+		next += uint64(50 * time.Millisecond)
+		pings++
+		if v := p.offer(packet{flow: 5000, bytes: 98}); v.drop || v.depart != p.now {
+			t.Fatalf("ping %d: drop %v, delayed by %v", pings, v.drop, time.Duration(v.depart-p.now))
+		}
+	}
+}
+
 // TestEarlyNotice: a flow over the target loses one packet, and the next one only after it can have noticed; a packet
 // that can be marked is marked instead, and lost only over the horizon.
 func TestEarlyNotice(t *testing.T) {

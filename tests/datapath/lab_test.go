@@ -17,6 +17,7 @@ import (
 
 	"github.com/kubepace/kubepace/bandwidth"
 	"github.com/kubepace/kubepace/enforcer/datapath"
+	"github.com/kubepace/kubepace/enforcer/qdisc"
 	"github.com/kubepace/kubepace/tests/netlab"
 	"github.com/kubepace/kubepace/tests/netlab/traffic"
 )
@@ -36,17 +37,44 @@ func newLab(t *testing.T, o netlab.Options) *lab {
 	t.Helper()
 	l := &lab{Topology: netlab.New(t, o), t: t, bpffs: mountBPFFS(t)}
 	l.open()
-	err := l.EnableFQ(true)
-	if err != nil && !errors.Is(err, netlab.ErrNoFQ) {
-		t.Fatalf("enable fq: %v", err)
-	}
-	if err == nil && l.dp.Features().Stamp {
+	fq := l.setFQ()
+	if fq == nil && l.dp.Features().Stamp {
 		l.mode = datapath.ModePacing
 	}
 	if want := os.Getenv("KUBEPACE_EXPECT_MODE"); want != "" && want != l.mode.String() {
-		t.Fatalf("mode %s, but KUBEPACE_EXPECT_MODE=%s (fq: %v, features: %+v)", l.mode, want, err, l.dp.Features())
+		t.Fatalf("mode %s, but KUBEPACE_EXPECT_MODE=%s (fq: %v, features: %+v)", l.mode, want, fq, l.dp.Features())
 	}
 	return l
+}
+
+// setFQ puts fq where packets leave, with the agent's own parameters. It returns why this kernel has none.
+func (l *lab) setFQ() error {
+	l.t.Helper()
+	var result qdisc.Result
+	err := l.Node.Do(func() error {
+		m, err := qdisc.New(qdisc.Options{
+			RunDir: l.t.TempDir(), Exits: []string{netlab.Uplink}, Veths: true, Log: testr.New(l.t),
+		})
+		if err != nil {
+			return err
+		}
+		l.t.Cleanup(m.Close)
+		var veths []int
+		for _, pod := range l.Pods {
+			veths = append(veths, pod.HostIndex)
+		}
+		result, err = m.Sync(veths)
+		return err
+	})
+	if err != nil {
+		l.t.Fatalf("set fq: %v", err)
+	}
+	for _, d := range append(result.Exits, result.Veths...) {
+		if result.Fq == nil && !d.Paced {
+			l.t.Fatalf("%s is not paced: %+v", d.Name, d)
+		}
+	}
+	return result.Fq
 }
 
 // open starts the datapath on the node, or starts it again.

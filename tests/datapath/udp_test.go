@@ -99,6 +99,37 @@ func TestNeighbour(t *testing.T) {
 	}
 }
 
+// TestNeighbourOfManyFlows: the same beside 128 flows of limited pods, which fq has to keep apart from the neighbour's.
+func TestNeighbourOfManyFlows(t *testing.T) {
+	const d, limited = 4 * time.Second, 4
+	if testing.Short() {
+		t.Log("short: TestNeighbour has the flood")
+		return
+	}
+	l := newLab(t, netlab.Options{Pods: limited + 1})
+	var wg sync.WaitGroup
+	for i := range limited {
+		l.limit(i, 10*bandwidth.Megabit)
+		wg.Go(func() {
+			_, err := traffic.TCP(context.Background(), traffic.TCPOptions{
+				From: l.Pods[i], To: l.Host, Addr: l.Remote, Flows: 128 / limited, Congestion: "cubic", Duration: d,
+			})
+			if err != nil {
+				t.Errorf("transfer: %v", err)
+			}
+		})
+	}
+	ping, err := traffic.Ping(context.Background(), traffic.PingOptions{From: l.Pods[limited], Addr: l.Remote, Duration: d})
+	wg.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%v: %v", l.mode, ping)
+	if ping.Lost > 0 {
+		t.Errorf("the neighbour lost %d of %d pings", ping.Lost, ping.Sent)
+	}
+}
+
 // TestTwoSenders: two processors that send at once do not lose each other's updates of the clock.
 func TestTwoSenders(t *testing.T) {
 	const rate, d = 20 * bandwidth.Megabit, 3 * time.Second

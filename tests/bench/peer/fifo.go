@@ -20,6 +20,44 @@ type Programs struct {
 
 // Load brings the programs into the kernel. Redirect sends what goes to destination (IPv4) straight to exit.
 func Load(exit int, destination netip.Addr) (*Programs, error) {
+	spec, err := specFor(exit, destination)
+	if err != nil {
+		return nil, err
+	}
+	p := &Programs{}
+	if err := spec.LoadAndAssign(&p.objects, nil); err != nil {
+		return nil, fmt.Errorf("load the peers' programs: %w", err)
+	}
+	return p, nil
+}
+
+// LoadRedirect is Load without the programs that need Linux 5.18: all that the result can do is to redirect.
+func LoadRedirect(exit int, destination netip.Addr) (*Programs, error) {
+	spec, err := specFor(exit, destination)
+	if err != nil {
+		return nil, err
+	}
+	var only struct {
+		Redirect   *ebpf.Program  `ebpf:"peer_redirect"`
+		Redirected *ebpf.Variable `ebpf:"peer_redirected"`
+	}
+	if err := spec.LoadAndAssign(&only, nil); err != nil {
+		return nil, fmt.Errorf("load the redirection: %w", err)
+	}
+	p := &Programs{}
+	p.objects.PeerRedirect, p.objects.PeerRedirected = only.Redirect, only.Redirected
+	return p, nil
+}
+
+// Redirected is the number of packets that were redirected so far; a GSO packet counts once.
+func (p *Programs) Redirected() (n uint64, err error) {
+	if err := p.objects.PeerRedirected.Get(&n); err != nil {
+		return 0, fmt.Errorf("read the redirection's counter: %w", err)
+	}
+	return n, nil
+}
+
+func specFor(exit int, destination netip.Addr) (*ebpf.CollectionSpec, error) {
 	spec, err := LoadPeer()
 	if err != nil {
 		return nil, fmt.Errorf("read the peers' programs: %w", err)
@@ -32,11 +70,7 @@ func Load(exit int, destination netip.Addr) (*Programs, error) {
 	if err != nil {
 		return nil, fmt.Errorf("set the peers' constants: %w", err)
 	}
-	p := &Programs{}
-	if err := spec.LoadAndAssign(&p.objects, nil); err != nil {
-		return nil, fmt.Errorf("load the peers' programs: %w", err)
-	}
-	return p, nil
+	return spec, nil
 }
 
 // Close lets go of the programs; those that are attached stay.
@@ -103,8 +137,10 @@ func (p *Programs) Detach(pod int) error {
 		errs = append(errs, netlink.FilterDel(filter))
 	}
 	p.filters = nil
-	if err := p.objects.PeerFifos.Delete(uint32(pod)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		errs = append(errs, err)
+	if p.objects.PeerFifos != nil {
+		if err := p.objects.PeerFifos.Delete(uint32(pod)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, err)
+		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("detach the peers' programs: %w", err)

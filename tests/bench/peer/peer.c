@@ -34,6 +34,8 @@
 volatile const __u32 exit_ifindex = 0; /* where packets leave the node */
 volatile const __be32 exit_destination = 0; /* redirect these only */
 
+__u64 peer_redirected; /* packets; a GSO packet counts once */
+
 /* One pod's FIFO. The key is the ifindex of the pod's host-side device. */
 struct peer_fifo {
 	__u64 rate_bps; /* bit/s */
@@ -101,6 +103,7 @@ int peer_redirect(struct __sk_buff *skb)
 			       &destination, sizeof(destination)) ||
 	    destination != exit_destination)
 		return TC_ACT_UNSPEC;
+	__sync_fetch_and_add(&peer_redirected, 1);
 	return bpf_redirect_neigh(exit_ifindex, NULL, 0, 0);
 }
 

@@ -32,6 +32,7 @@ const (
 	PeerProgPeerTag        = "peer_tag"
 	PeerVarExitDestination = "exit_destination"
 	PeerVarExitIfindex     = "exit_ifindex"
+	PeerVarPeerRedirected  = "peer_redirected"
 )
 
 // LoadPeer returns the embedded CollectionSpec for Peer.
@@ -95,6 +96,7 @@ type PeerMapSpecs struct {
 type PeerVariableSpecs struct {
 	ExitDestination *ebpf.VariableSpec `ebpf:"exit_destination"`
 	ExitIfindex     *ebpf.VariableSpec `ebpf:"exit_ifindex"`
+	PeerRedirected  *ebpf.VariableSpec `ebpf:"peer_redirected"`
 }
 
 // PeerObjects contains all objects after they have been loaded into the kernel.
@@ -132,6 +134,7 @@ func (m *PeerMaps) Close() error {
 type PeerVariables struct {
 	ExitDestination *ebpf.Variable `ebpf:"exit_destination"`
 	ExitIfindex     *ebpf.Variable `ebpf:"exit_ifindex"`
+	PeerRedirected  *ebpf.Variable `ebpf:"peer_redirected"`
 }
 
 // PeerPrograms contains all programs after they have been loaded into the kernel.

@@ -29,6 +29,7 @@ type TCPOptions struct {
 	Flows      int           // 1 if 0
 	Congestion string        // algorithm, such as "bbr"; "cubic" if "": the kernels' own defaults differ
 	Duration   time.Duration // of sending, after all flows are connected
+	MaxPacing  int           // payload bits/s at which each sender paces itself (SO_MAX_PACING_RATE); 0 for none
 }
 
 // TCPFlow is what one flow did.
@@ -199,6 +200,9 @@ func dial(ctx context.Context, o TCPOptions, to string) (conn *net.TCPConn, err 
 		var set error
 		err := raw.Control(func(fd uintptr) {
 			set = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, o.Congestion)
+			if o.MaxPacing > 0 {
+				set = errors.Join(set, unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MAX_PACING_RATE, o.MaxPacing/8))
+			}
 		})
 		return errors.Join(err, set)
 	}}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,6 +26,8 @@ type UDPOptions struct {
 	Size     int           // payload bytes of a datagram, 8 to 65507 (fragmented where it exceeds the MTU); 1200 if 0
 	Duration time.Duration // of sending
 	Drain    time.Duration // how long to wait for what is still on its way; 500 ms if 0
+	// TxTime asks the sender's own kernel to let each datagram leave so much later (SO_TXTIME); 0 for not.
+	TxTime time.Duration
 }
 
 // UDPResult is a finished stream. Samples count the payload received in each 100 ms since the start.
@@ -69,6 +72,11 @@ func UDP(ctx context.Context, o UDPOptions) (UDPResult, error) {
 	}
 	defer sender.Close()
 	defer receiver.Close()
+	if o.TxTime != 0 {
+		if err := enableTxTime(sender); err != nil {
+			return UDPResult{}, err
+		}
+	}
 	result := UDPResult{Started: time.Now()}
 	received := make(chan error, 1)
 	go func() { received <- result.receive(receiver) }()
@@ -120,7 +128,11 @@ func (r *UDPResult) send(ctx context.Context, conn *net.UDPConn, o UDPOptions) e
 			time.Sleep(wait)
 		}
 		binary.BigEndian.PutUint64(payload, uint64(r.Sent))
-		if _, err := conn.Write(payload); err == nil {
+		control, err := departure(o.TxTime)
+		if err != nil {
+			return err
+		}
+		if _, _, err := conn.WriteMsgUDP(payload, control, nil); err == nil {
 			r.Sent++
 			r.SentBytes += int64(o.Size)
 		} else if errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.ECONNREFUSED) {
@@ -128,6 +140,41 @@ func (r *UDPResult) send(ctx context.Context, conn *net.UDPConn, o UDPOptions) e
 		} else {
 			return fmt.Errorf("send datagram: %w", err)
 		}
+	}
+	return nil
+}
+
+// departure is the control message that asks for a departure time; nil for none.
+func departure(delay time.Duration) ([]byte, error) {
+	if delay == 0 {
+		return nil, nil
+	}
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return nil, fmt.Errorf("read the clock: %w", err)
+	}
+	control := make([]byte, unix.CmsgSpace(8))
+	header := (*unix.Cmsghdr)(unsafe.Pointer(&control[0]))
+	header.Level, header.Type = unix.SOL_SOCKET, unix.SCM_TXTIME
+	header.SetLen(unix.CmsgLen(8))
+	binary.NativeEndian.PutUint64(control[unix.CmsgLen(0):], uint64(now.Nano()+delay.Nanoseconds()))
+	return control, nil
+}
+
+// enableTxTime lets a socket ask for departure times by CLOCK_MONOTONIC.
+func enableTxTime(conn *net.UDPConn) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("enable SO_TXTIME: %w", err)
+	}
+	var set error
+	err = raw.Control(func(fd uintptr) {
+		// struct sock_txtime: the clock and no flags.
+		value := string(binary.NativeEndian.AppendUint32(binary.NativeEndian.AppendUint32(nil, unix.CLOCK_MONOTONIC), 0))
+		set = unix.SetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_TXTIME, value)
+	})
+	if err = errors.Join(err, set); err != nil {
+		return fmt.Errorf("enable SO_TXTIME: %w", err)
 	}
 	return nil
 }

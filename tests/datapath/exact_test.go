@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/kubepace/kubepace/bandwidth"
+	"github.com/kubepace/kubepace/enforcer/datapath"
+	"github.com/kubepace/kubepace/tests/netlab"
+	"github.com/kubepace/kubepace/tests/netlab/traffic"
+)
+
+const (
+	exactWindow  = 5 * time.Second
+	exactPackets = 200
+	tolerance    = 0.02
+)
+
+// sliding is the least and the highest rate of all windows of at least 5 s and 200 packets between from and to, as
+// shares of the limit.
+func sliding(c traffic.Capture, rate bandwidth.Rate, from, to time.Duration) (least, most float64) {
+	window := exactWindow
+	inside := c.Where(func(p traffic.Packet) bool { return p.At >= from && p.At < to })
+	if n := len(inside.Packets); n > 0 {
+		window = max(window, (to-from)*exactPackets/time.Duration(n))
+	}
+	var shares []float64
+	for ; from+window <= to; from += window / 10 {
+		shares = append(shares, inside.Rate(from, from+window)/float64(rate))
+	}
+	if len(shares) == 0 {
+		return 0, 0
+	}
+	return slices.Min(shares), slices.Max(shares)
+}
+
+// checkExact fails where any window carried more than the limit and 2 %, and returns the least window's share. While
+// policing only the bound holds for a window: TCP goes up and down.
+func (l *lab) checkExact(t *testing.T, c traffic.Capture, rate bandwidth.Rate, flows int, from, to time.Duration) float64 {
+	t.Helper()
+	checkBound(t, c, rate, l.allowance(rate, flows))
+	least, most := sliding(c, rate, from, to)
+	t.Logf("%v %v: windows carried %.2f to %.2f %% of the limit", l.mode, rate, 100*least, 100*most)
+	if l.mode == datapath.ModePacing && most > 1+tolerance {
+		t.Errorf("a window of 5 s carried %.2f %% of the limit", 100*most)
+	}
+	return least
+}
+
+// TestExactSlow: small packets under the lowest limits, all at once, because they take long.
+func TestExactSlow(t *testing.T) {
+	if testing.Short() {
+		t.Log("short: leaves out what takes two minutes")
+		return
+	}
+	const d = 110 * time.Second
+	rates := []bandwidth.Rate{bandwidth.Kilobit, 64 * bandwidth.Kilobit, bandwidth.Megabit}
+	l := newLab(t, netlab.Options{Pods: len(rates)})
+	for i, rate := range rates {
+		l.limit(i, rate)
+	}
+	c := l.meter(func() {
+		var wg sync.WaitGroup
+		for i, rate := range rates {
+			wg.Go(func() {
+				_, err := traffic.UDP(context.Background(), traffic.UDPOptions{
+					From: l.Pods[i], To: l.Host, Addr: l.Remote, Rate: 2 * float64(rate), Size: 100, Duration: d,
+				})
+				if err != nil {
+					t.Errorf("send: %v", err)
+				}
+			})
+		}
+		wg.Wait()
+	})
+	for i, rate := range rates {
+		c := c.From(l.Pods[i].Addr)
+		// Two horizons, or two packets where the horizon is shorter, after the burst at the start.
+		if least := l.checkExact(t, c, rate, 1, c.First()+3*time.Second, c.First()+d-time.Second); least < 1-tolerance {
+			t.Errorf("%v: a window carried %.2f %% of the limit", rate, 100*least)
+		}
+	}
+}
+
+// TestExact: within 2 % of the limit in every window of 5 s, from 10M to what the machine carries, with one flow and
+// with many.
+func TestExact(t *testing.T) {
+	if testing.Short() {
+		t.Log("short: TestTCP has the telling cases")
+		return
+	}
+	const d = 12 * time.Second
+	l := newLab(t, netlab.Options{})
+	capacity := l.transfer(0, l.Remote, "cubic", 4, 3*time.Second).tcp.Rate(time.Second, 3*time.Second)
+	for _, c := range []struct {
+		rate  bandwidth.Rate
+		cc    string
+		flows int
+	}{
+		{10 * bandwidth.Megabit, "bbr", 1},
+		{10 * bandwidth.Megabit, "cubic", 256},
+		{100 * bandwidth.Megabit, "cubic", 1},
+		{100 * bandwidth.Megabit, "bbr", 64},
+		{500 * bandwidth.Megabit, "cubic", 8},
+		{bandwidth.Gigabit, "cubic", 8},
+	} {
+		t.Run(fmt.Sprintf("%s %s %d", c.rate, c.cc, c.flows), func(t *testing.T) {
+			want := 1 - tolerance
+			if l.mode == datapath.ModePolicing {
+				want = 0.85 // of the least window, see TestPolicing for the mean
+			}
+			if capacity < 1.3*float64(c.rate) {
+				t.Logf("the machine carries %.0f Mbit/s: only the bound is tested", capacity/1e6)
+				want = 0
+			}
+			bestOf(t, 3, want, func() float64 {
+				l.limit(0, c.rate)
+				defer l.limit(0, 0)
+				x := l.transfer(0, l.Remote, c.cc, c.flows, d)
+				from := x.tcp.Started.Sub(x.capture.Started)
+				return l.checkExact(t, x.capture, c.rate, c.flows, from+2*time.Second, from+d)
+			})
+		})
+	}
+}
+
+// TestPolicing: a flow under a policed limit uses it. On every kernel, because paths without fq are everywhere.
+func TestPolicing(t *testing.T) {
+	const d = 10 * time.Second
+	l := newLab(t, netlab.Options{})
+	l.mode = datapath.ModePolicing
+	capacity := l.transfer(0, l.Remote, "cubic", 1, 3*time.Second).tcp.Rate(time.Second, 3*time.Second)
+	for _, c := range []struct {
+		rate bandwidth.Rate
+		want float64
+	}{{10 * bandwidth.Megabit, 0.95}, {100 * bandwidth.Megabit, 0.95}, {bandwidth.Gigabit, 0.93}} {
+		for _, cc := range []string{"cubic", "bbr"} {
+			if testing.Short() && (cc == "bbr" || c.rate != 10*bandwidth.Megabit) {
+				continue
+			}
+			if capacity < 1.3*float64(c.rate) {
+				t.Logf("%v: the machine carries only %.0f Mbit/s", c.rate, capacity/1e6)
+				continue
+			}
+			t.Run(fmt.Sprintf("%s %s", c.rate, cc), func(t *testing.T) {
+				bestOf(t, 3, c.want, func() float64 {
+					l.limit(0, c.rate)
+					defer l.limit(0, 0)
+					x := l.transfer(0, l.Remote, cc, 1, d)
+					checkBound(t, x.capture, c.rate, l.allowance(c.rate, 1))
+					from := x.tcp.Started.Sub(x.capture.Started)
+					share := x.capture.Rate(from, from+d) / float64(c.rate)
+					t.Logf("%.1f %% of the limit on the wire", 100*share)
+					return share
+				})
+			})
+		}
+	}
+}
