@@ -160,8 +160,12 @@ func within(c *x509.Certificate, now time.Time) bool {
 
 // expiring is true for the last third of a certificate's life and outside of it.
 func expiring(c *x509.Certificate, now time.Time) bool {
+	return !within(c, now) || now.After(expiringFrom(c))
+}
+
+func expiringFrom(c *x509.Certificate) time.Time {
 	life := c.NotAfter.Sub(c.NotBefore) - backdate
-	return !within(c, now) || now.After(c.NotAfter.Add(-life/3))
+	return c.NotAfter.Add(-life / 3)
 }
 
 // missing wants the names to be among the certificate's, not to be all of them: replicas of two versions would

@@ -159,7 +159,7 @@ func (k *Keeper) Reconcile(ctx context.Context) (again time.Duration, err error)
 	case stepRetire:
 		return k.retire(ctx, secret, id)
 	default:
-		return k.options.Resync, nil
+		return min(k.options.Resync, id.nextAt().Sub(now)+time.Millisecond), nil
 	}
 }
 

@@ -132,6 +132,11 @@ func TestReconcile(t *testing.T) {
 	if again := mustReconcile(t, k); again != k.options.Resync {
 		t.Errorf("looks again in %s", again)
 	}
+	clock.set(days(60).Add(-time.Second))
+	if again := mustReconcile(t, k); again > 2*time.Second || again <= time.Second {
+		t.Errorf("looks again in %s a second before the certificate is to be replaced", again)
+	}
+	clock.set(start)
 	if n := patches.Load(); n != 2 {
 		t.Errorf("%d patches, want one per configuration", n)
 	}

@@ -46,6 +46,17 @@ func (id Identity) next(now time.Time, names Names) step {
 	return stepNone
 }
 
+// nextAt is when time alone makes another step due.
+func (id Identity) nextAt() time.Time {
+	var at time.Time
+	for _, c := range append(certificates(id.CACerts), certificates(id.Cert)...) {
+		if t := expiringFrom(c); at.IsZero() || t.Before(at) {
+			at = t
+		}
+	}
+	return at
+}
+
 // staged reports whether a next CA waits that can still be used.
 func (id Identity) staged(now time.Time) bool {
 	next, err := id.authority(id.NextCAKey)

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Replica is the webhook's binary on free loopback ports; it can be stopped and started again.
+type Replica struct {
+	Name    string
+	Address string // host:port of admission
+
+	health, metrics string
+	args            []string
+	binary, logFile string
+	cmd             *exec.Cmd
+	exited          chan struct{}
+	result          error
+}
+
+// NewReplica makes one with these flags, which win over the lab's; it does not run yet.
+func (c *Cluster) NewReplica(name string, flags ...string) (*Replica, error) {
+	r := &Replica{Name: name, binary: c.binary, logFile: filepath.Join(c.dir, name+".log")}
+	for _, address := range []*string{&r.Address, &r.health, &r.metrics} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, fmt.Errorf("find a free port: %w", err)
+		}
+		defer l.Close()
+		*address = l.Addr().String()
+	}
+	_, port, err := net.SplitHostPort(r.Address)
+	if err != nil {
+		return nil, err
+	}
+	r.args = append([]string{
+		"--kubeconfig=" + c.user, "--listen-address=127.0.0.1", "--port=" + port, "--health-address=" + r.health,
+		"--metrics-address=" + r.metrics, "--extra-ips=127.0.0.1", "--replica-name=" + name,
+	}, flags...)
+	return r, nil
+}
+
+// Start starts the process.
+func (r *Replica) Start() error {
+	log, err := os.OpenFile(r.logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	r.cmd = exec.Command(r.binary, r.args...)
+	r.cmd.Stdout, r.cmd.Stderr = log, log
+	if err := r.cmd.Start(); err != nil {
+		return fmt.Errorf("start replica %s: %w", r.Name, err)
+	}
+	exited := make(chan struct{})
+	r.exited = exited
+	go func() {
+		r.result = r.cmd.Wait()
+		close(exited)
+	}()
+	return nil
+}
+
+// Ready asks the process itself.
+func (r *Replica) Ready() bool {
+	code, _, err := r.get(r.health, "/readyz")
+	return err == nil && code == http.StatusOK
+}
+
+// Running is false once the process has ended.
+func (r *Replica) Running() bool {
+	select {
+	case <-r.exited:
+		return false
+	default:
+		return true
+	}
+}
+
+// WaitReady waits for readiness, but for no process that has ended.
+func (r *Replica) WaitReady(ctx context.Context) error {
+	err := Until(ctx, "replica "+r.Name+" to be ready", func() bool { return !r.Running() || r.Ready() })
+	if err == nil && !r.Running() {
+		err = fmt.Errorf("replica %s ended: %w", r.Name, r.result)
+	}
+	if err != nil {
+		return fmt.Errorf("%w\n%s", err, r.Log())
+	}
+	return nil
+}
+
+// Metrics is the text of /metrics.
+func (r *Replica) Metrics() (string, error) {
+	code, body, err := r.get(r.metrics, "/metrics")
+	if err == nil && code != http.StatusOK {
+		err = fmt.Errorf("status %d", code)
+	}
+	return body, err
+}
+
+func (r *Replica) get(address, path string) (int, string, error) {
+	response, err := http.Get("http://" + address + path)
+	if err != nil {
+		return 0, "", err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	return response.StatusCode, string(body), err
+}
+
+// PID is the process's.
+func (r *Replica) PID() int { return r.cmd.Process.Pid }
+
+// Signal sends a signal.
+func (r *Replica) Signal(s syscall.Signal) error { return r.cmd.Process.Signal(s) }
+
+// Wait returns how the process ended.
+func (r *Replica) Wait() error {
+	select {
+	case <-r.exited:
+		return r.result
+	case <-time.After(patience):
+		return fmt.Errorf("replica %s does not end", r.Name)
+	}
+}
+
+// Stop ends the process in order; it is no error if it has ended already.
+func (r *Replica) Stop() error {
+	if r.cmd == nil || !r.Running() {
+		return nil
+	}
+	if err := r.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	if err := r.Wait(); err != nil {
+		return errors.Join(err, r.cmd.Process.Kill())
+	}
+	return nil
+}
+
+// Log is the end of the log, without our own polling.
+func (r *Replica) Log() string {
+	content, err := os.ReadFile(r.logFile)
+	if err != nil {
+		return err.Error()
+	}
+	lines := slices.DeleteFunc(strings.Split(strings.TrimSpace(string(content)), "\n"), func(line string) bool {
+		return strings.Contains(line, "healthz check failed")
+	})
+	return strings.Join(lines[max(0, len(lines)-40):], "\n")
+}
