@@ -32,6 +32,8 @@ type leadership struct {
 	shared  cache.Cache
 	log     logr.Logger
 	stop    context.Context // ends before Start's
+
+	restamping func(ctrl.Manager) error // adds the re-stamping controller
 }
 
 // NeedLeaderElection implements manager.LeaderElectionRunnable: this is where it happens.
@@ -86,6 +88,9 @@ func (l *leadership) addJobs(mgr ctrl.Manager) error {
 		if err := mgr.Add(newKeeper(l.options, l.direct, l.shared, l.log)); err != nil {
 			return fmt.Errorf("add certificate keeper: %w", err)
 		}
+	}
+	if err := l.restamping(mgr); err != nil {
+		return fmt.Errorf("add re-stamping controller: %w", err)
 	}
 	return nil
 }

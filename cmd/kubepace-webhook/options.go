@@ -48,6 +48,8 @@ type options struct {
 	ClusterMin     string
 	ClusterMax     string
 
+	RestampRate float64
+
 	LogLevel string
 
 	cluster policy.Cluster // from the Cluster texts
@@ -60,7 +62,7 @@ func defaultOptions() *options {
 		Namespace: "kubepace-system", ServiceName: "kubepace-webhook", SecretName: "kubepace-webhook-tls",
 		MutatingConfiguration: "kubepace-webhook", ValidatingConfiguration: "kubepace-webhook",
 		Validity: certs.DefaultValidity, CAPropagation: 10 * time.Second, ReplicaName: hostname(), LeaseDuration: 15 * time.Second,
-		LogLevel: "info",
+		RestampRate: 50, LogLevel: "info",
 	}
 }
 
@@ -108,6 +110,7 @@ func (o *options) flags() *pflag.FlagSet {
 	fs.DurationVar(&o.CAPropagation, "ca-propagation", o.CAPropagation, "how long API servers are given to learn of a new CA before it is used")
 	fs.StringVar(&o.ReplicaName, "replica-name", o.ReplicaName, "`name` of this replica's Lease, unlike every other's (default: the host name)")
 	fs.DurationVar(&o.LeaseDuration, "lease-duration", o.LeaseDuration, "how long the leader's Lease, and each replica's, outlives its last renewal")
+	fs.Float64Var(&o.RestampRate, "restamp-rate", o.RestampRate, "how many running `pods` per second get another limit, at most, after a policy changed")
 	fs.StringVar(&o.LogLevel, "log-level", o.LogLevel, "error, warn, info, debug, or a number for more than debug (2, 3, ...)")
 	fs.Lookup("extra-ips").DefValue = ""    // help would show an empty pair of brackets
 	fs.Lookup("replica-name").DefValue = "" // help would show this machine's
@@ -156,6 +159,9 @@ func (o *options) validate() error {
 	}
 	if o.DrainDelay < 0 {
 		errs = append(errs, fmt.Errorf("--drain-delay %s is negative", o.DrainDelay))
+	}
+	if o.RestampRate < 1 || o.RestampRate > 10000 {
+		errs = append(errs, fmt.Errorf("--restamp-rate %v is outside 1 and 10000", o.RestampRate))
 	}
 	errs = append(errs, o.validateRotation())
 	errs = append(errs, checkNames("--namespace", validation.IsDNS1123Label, o.Namespace),

@@ -26,6 +26,7 @@ import (
 
 	"github.com/kubepace/kubepace/certs"
 	"github.com/kubepace/kubepace/webhook"
+	"github.com/kubepace/kubepace/webhook/restamp"
 )
 
 // webhookSuffix ends the name of every webhook in our configurations.
@@ -62,11 +63,17 @@ func serve(ctx, stop context.Context, config *rest.Config, o *options, log logr.
 		return fmt.Errorf("register metrics: %w", err)
 	}
 	server := mgr.GetWebhookServer() // the first call makes the manager run it
-	webhook.Register(movingOn{server, draining}, webhook.Options{
-		Cluster: o.cluster, Metrics: counters,
-		Namespaces: &webhook.NamespaceReader{Cache: mgr.GetCache(), Live: direct},
-	})
-	if err := mgr.Add(&leadership{config: config, options: o, direct: direct, shared: mgr.GetCache(), log: log, stop: stop}); err != nil {
+	namespaces := &webhook.NamespaceReader{Cache: mgr.GetCache(), Live: direct}
+	found := policies{o.cluster, namespaces}
+	webhook.Register(movingOn{server, draining}, webhook.Options{Cluster: o.cluster, Metrics: counters, Namespaces: namespaces})
+	registerSettings(movingOn{server, draining}, o, direct, found, counters)
+	restamping, err := restamper(config, o, found)
+	if err != nil {
+		return err
+	}
+	if err := mgr.Add(&leadership{
+		config: config, options: o, direct: direct, shared: mgr.GetCache(), log: log, stop: stop, restamping: restamping,
+	}); err != nil {
 		return fmt.Errorf("add leader election: %w", err)
 	}
 	if err := addChecks(mgr, source, server, draining); err != nil {
@@ -106,6 +113,7 @@ func cacheOptions(o *options) cache.Options {
 			&corev1.Secret{}: {
 				Namespaces: map[string]cache.Config{o.Namespace: {FieldSelector: named(o.SecretName)}},
 			},
+			&corev1.Pod{}: restamp.PodCache(), // watched by the leader only
 			&admissionv1.MutatingWebhookConfiguration{}:   {Field: named(o.MutatingConfiguration)},
 			&admissionv1.ValidatingWebhookConfiguration{}: {Field: named(o.ValidatingConfiguration)},
 		},

@@ -51,13 +51,14 @@ func TestUnrelatedUpdate(t *testing.T) {
 	needCluster(t)
 	ns := shared.namespace(t, bandwidth.LabelMode, "off")
 	p := mustCreate(t, ns, pod("p", egress, "1G"))
-	relabel(t, ns, `{"`+bandwidth.LabelMode+`":null,"`+bandwidth.LabelMax+`":"50M"}`)
+	// Denied, not capped: otherwise the pod would be re-stamped.
+	relabel(t, ns, `{"`+bandwidth.LabelMode+`":null,"`+bandwidth.LabelMax+`":"50M","`+bandwidth.LabelOverMax+`":"deny"}`)
 	eventually(t, "the new labels", func() bool {
 		got, _, err := create(t, ns, pod("probe", egress, "1G"))
 		if err == nil {
 			_ = shared.client.Delete(t.Context(), got)
 		}
-		return err == nil && got.Annotations[egress] == "50M"
+		return err != nil
 	})
 	got, err := annotate(t, shared.as(t, ""), p, `{"other":"1"}`)
 	if err != nil {

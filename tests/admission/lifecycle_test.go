@@ -80,7 +80,7 @@ func TestLeastPrivilege(t *testing.T) {
 		"list secrets":          func() error { _, err := secrets.List(t.Context(), metav1.ListOptions{}); return err }(),
 		"read another secret":   func() error { _, err := secrets.Get(t.Context(), "x", metav1.GetOptions{}); return err }(),
 		"delete its secret":     secrets.Delete(t.Context(), "kubepace-webhook-tls", metav1.DeleteOptions{}),
-		"list pods":             func() error { _, err := r.CoreV1().Pods("").List(t.Context(), metav1.ListOptions{}); return err }(),
+		"delete pods":           r.CoreV1().Pods("default").Delete(t.Context(), "x", metav1.DeleteOptions{}),
 		"delete its own config": r.AdmissionregistrationV1().MutatingWebhookConfigurations().Delete(t.Context(), "kubepace-webhook", metav1.DeleteOptions{}),
 	} {
 		if err == nil || !strings.Contains(err.Error(), "forbidden") {

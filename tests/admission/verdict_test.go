@@ -123,12 +123,6 @@ func TestAdmitted(t *testing.T) {
 			"host network", []string{bandwidth.LabelMax, "50M"}, onHost(pod("p", egress, "1G")), []string{egress, "1G"},
 			[]string{`egress limit "1G" cannot be enforced: hostNetwork pods send from the node's own device`},
 		},
-		{
-			"bad label", []string{bandwidth.LabelMax, "5OM", bandwidth.LabelDefault, "25M"}, pod("p", egress, "10M"),
-			[]string{egress, "10M", source, "pod"},
-			[]string{`namespace "NS": label egress.kubepace.io/max: "5OM" is not a Kubernetes quantity; ` +
-				`namespace "NS"'s default 25M (label egress.kubepace.io/default) is the maximum until it is mended`},
-		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
