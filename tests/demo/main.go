@@ -28,7 +28,7 @@ func main() { os.Exit(run()) }
 type options struct {
 	kube      string        // folder with etcd and kube-apiserver
 	bin       string        // folder with kubepace-webhook and kubepace-enforcer
-	manifests string        // folder of the manifests to install
+	manifests string        // file of the manifests to install
 	out       string        // folder for demo.json, demo.svg and logs
 	traffic   time.Duration // how long each pod sends
 	limit     time.Duration // for the whole run
@@ -39,7 +39,7 @@ func parseFlags() (options, error) {
 	var o options
 	flag.StringVar(&o.kube, "kube", "", "folder with etcd and kube-apiserver (tests/kube/build.sh prints it)")
 	flag.StringVar(&o.bin, "bin", "bin", "folder with kubepace-webhook and kubepace-enforcer")
-	flag.StringVar(&o.manifests, "manifests", "manifests/base", "folder of the manifests to install")
+	flag.StringVar(&o.manifests, "manifests", "build/manifests.yaml", "file of the manifests to install, as kubectl kustomize prints them")
 	flag.StringVar(&o.out, "out", "build", "folder for demo.json, demo.svg and demo-logs/")
 	flag.DurationVar(&o.traffic, "traffic", 10*time.Second, "how long each pod sends")
 	flag.DurationVar(&o.limit, "limit", 5*time.Minute, "give up after this time")

@@ -7,9 +7,10 @@ cd "$(dirname "$0")/../.."
 . tests/setup/progress.sh
 kernel=${1:-}
 
-kube=$(tests/kube/build.sh etcd kube-apiserver | tail -n 1)
+kube=$(tests/kube/build.sh etcd kube-apiserver kubectl | tail -n 1)
 mkdir -p build
 rm -rf build/demo.json build/demo.svg build/demo-logs
+"$kube/kubectl" kustomize manifests/base >build/manifests.yaml
 if [ -z "$kernel" ]; then
 	exec bin/kubepace-demo --kube "$kube"
 fi
@@ -17,8 +18,8 @@ fi
 tests/setup/install.sh vm
 say "kernel $kernel runs in QEMU without hardware acceleration: starting takes a few minutes"
 exec tests/vm/run.sh --kernel "$kernel" --memory 3072 --timeout 1200 \
-	--tree manifests:/root/manifests --out /root/build:build \
+	--file build/manifests.yaml:/root/manifests.yaml --out /root/build:build \
 	--file bin/kubepace-demo:/root/kubepace-demo \
 	--file bin/kubepace-webhook:/root/bin/kubepace-webhook --file bin/kubepace-enforcer:/root/bin/kubepace-enforcer \
 	--file "$kube/etcd:/root/kube/etcd" --file "$kube/kube-apiserver:/root/kube/kube-apiserver" \
-	-- /root/kubepace-demo --kube /root/kube --limit 15m
+	-- /root/kubepace-demo --kube /root/kube --manifests /root/manifests.yaml --limit 15m

@@ -10,10 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/url"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -27,29 +25,15 @@ import (
 	"k8s.io/client-go/restmapper"
 )
 
-// Load reads every object of the YAML files below dir, in an order in which they can be created.
-func Load(dir string) ([]*unstructured.Unstructured, error) {
-	var objects []*unstructured.Unstructured
-	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if entry.IsDir() || filepath.Ext(path) != ".yaml" || entry.Name() == "kustomization.yaml" {
-			return nil
-		}
-		content, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		more, err := decode(content)
-		if err != nil {
-			return fmt.Errorf("%s: %w", path, err)
-		}
-		objects = append(objects, more...)
-		return nil
-	})
+// Load reads every object of a YAML file, such as kubectl kustomize prints, in an order in which they can be created.
+func Load(path string) ([]*unstructured.Unstructured, error) {
+	content, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read manifests: %w", err)
+	}
+	objects, err := decode(content)
+	if err != nil {
+		return nil, fmt.Errorf("read manifests: %s: %w", path, err)
 	}
 	slices.SortStableFunc(objects, func(a, b *unstructured.Unstructured) int { return rank(a) - rank(b) })
 	return objects, nil

@@ -44,13 +44,11 @@ metadata: {name: pace}
 
 func load(t *testing.T, content string) ([]*unstructured.Unstructured, error) {
 	t.Helper()
-	dir := t.TempDir()
-	for name, text := range map[string]string{"all.yaml": content, "kustomization.yaml": "resources: [all.yaml]", "README.md": "no"} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+	path := filepath.Join(t.TempDir(), "all.yaml")
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
 	}
-	return Load(dir)
+	return Load(path)
 }
 
 func mustLoad(t *testing.T) []*unstructured.Unstructured {
