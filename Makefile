@@ -6,10 +6,12 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
-# Kernels for test-vm: 6.1 and 7 pace, 5.10 polices. Any of 5.10 6.1 6.12 7.
+# Kernels for test-vm: 5.10 polices, the others pace. Any of 5.10 6.1 6.12 7.
 KERNELS ?= 5.10 6.1 7
 # demo: run inside this Debian kernel in QEMU; empty for the machine's own.
 KERNEL ?=
+# FULL=1: also what takes minutes. For test-vm a kernel, or all.
+FULL ?=
 FUZZTIME ?= 10s
 
 export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
@@ -41,14 +43,14 @@ test-admission: go-there ## the webhook against a real kube-apiserver and etcd (
 	assets=$$(tests/kube/build.sh etcd kube-apiserver kubectl) && KUBEBUILDER_ASSETS=$$assets $(gotest) -count=1 ./tests/admission/...
 
 .PHONY: test-datapath
-test-datapath: build root-here ## the enforcer on this machine's kernel, in network namespaces; needs root
+test-datapath: build root-here ## the enforcer on this machine's kernel, in network namespaces (FULL=1: at length); needs root
 	$(install) kernel
-	KUBEPACE_ENFORCER=$(CURDIR)/bin/kubepace-enforcer KUBEPACE_MAY_SKIP='kernel needs CONFIG_NET_SCH_' $(gotest) -count=1 -p 1 $(kernel_packages)
+	KUBEPACE_ENFORCER=$(CURDIR)/bin/kubepace-enforcer KUBEPACE_MAY_SKIP='kernel needs CONFIG_NET_SCH_' $(gotest) $(if $(FULL),,-short) -count=1 -p 1 $(kernel_packages)
 
 .PHONY: test-vm
-test-vm: build root-here ## the same in QEMU on Debian's kernels: KERNELS="5.10 6.1 7"; needs root
+test-vm: build root-here ## the same in QEMU on Debian's kernels: KERNELS="5.10 6.1 6.12 7"; FULL=6.12 at length there; needs root
 	$(install) vm
-	tests/vm/suite.sh $(KERNELS)
+	FULL=$(FULL) tests/vm/suite.sh $(KERNELS)
 
 .PHONY: bench-datapath
 bench-datapath: root-here ## kubepace beside its peers in QEMU, tables into docs/benchmarks.md (about 45 minutes; QUICK=1: 4); needs root

@@ -77,6 +77,12 @@ func (l *lab) setFQ() error {
 	return result.Fq
 }
 
+// leftOut says that a test tests nothing here, and why; tests/vm/suite.sh shows it in its table.
+func leftOut(t *testing.T, why string) {
+	t.Helper()
+	t.Logf("left out: %s", why)
+}
+
 // open starts the datapath on the node, or starts it again.
 func (l *lab) open() {
 	l.t.Helper()

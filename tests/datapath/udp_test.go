@@ -103,7 +103,7 @@ func TestNeighbour(t *testing.T) {
 func TestNeighbourOfManyFlows(t *testing.T) {
 	const d, limited = 4 * time.Second, 4
 	if testing.Short() {
-		t.Log("short: TestNeighbour has the flood")
+		leftOut(t, "short: TestNeighbour has the flood")
 		return
 	}
 	l := newLab(t, netlab.Options{Pods: limited + 1})

@@ -157,8 +157,8 @@ stop() {
 	rm -rf "$work"
 }
 
-if [ -d "$kernel" ]; then directory=$kernel; else directory=$("$here/fetch.sh" "$kernel"); fi
-image=$("$here/image.sh" "$directory" ${programs[@]+"${programs[@]}"})
+if [ -d "$kernel" ]; then directory=$kernel; else directory=$("$here/fetch.sh" "$kernel") || fail "no kernel $kernel: see above"; fi
+image=$("$here/image.sh" "$directory" ${programs[@]+"${programs[@]}"}) || fail "no image for kernel $kernel: see above"
 find "$(dirname "$image")" -maxdepth 1 -name '.run.*' -mmin +1440 -exec rm -rf {} +
 work=$(mktemp -d "$(dirname "$image")/.run.XXXXXX")
 trap stop EXIT

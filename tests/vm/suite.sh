@@ -41,26 +41,45 @@ done
 exit $status
 GUEST
 
-# A line `PACKAGE.NAME RESULT` for each test that is not a subtest.
+# A line `PACKAGE.NAME RESULT` for each test that is not a subtest. A test that says "left out: WHY" tested nothing.
 results() {
 	awk '/^## / { package = substr($2, 1, length($2) - 5) }
-		/^--- (PASS|FAIL|SKIP): / { sub(":", "", $2); print package "." $3, $2 }' "$1"
+		/_test\.go:[0-9]+: left out: / { left = 1 }
+		/^--- (PASS|FAIL|SKIP): / { print package "." $3, (left && $2 == "PASS:" ? "left-out" : substr($2, 1, 4)); left = 0 }' "$1"
+}
+
+# Runs the suite once on a kernel; what went wrong with the machine itself is in $out/$kernel.err.
+boot() {
+	local kernel=$1 short=true
+	case ${FULL:-} in all | "$kernel") short=false ;; esac
+	tests/vm/run.sh --kernel "$kernel" --timeout 1500 --env CI=true --env "SHORT=$short" --env "KUBEPACE_EXPECT_MODE=$(mode_of "$kernel")" \
+		--env KUBEPACE_ENFORCER=/root/kubepace-enforcer --env KUBEPACE_REQUIRE_FQ=true "${files[@]}" --file "$out/all.sh" \
+		-- bash /root/all.sh 2> >(tee "$out/$kernel.err" >&2) >"$out/$kernel.log" &
+	local machine=$! status=0
+	tail -n +1 -F --pid=$machine "$out/$kernel.log" 2>/dev/null |
+		grep --line-buffered -E '^(##|--- |    --- FAIL|panic:|FAIL|[a-z_]+_test.go)|Mbit/s|want|lost;' || true
+	wait $machine || status=$?
+	return $status
 }
 
 failed=0
+reasons=()
 for kernel in "$@"; do
 	echo "== Linux $kernel ($(mode_of "$kernel")) =="
 	start=$SECONDS
-	short=true
-	case ${FULL:-} in all | "$kernel") short=false ;; esac
-	if ! tests/vm/run.sh --kernel "$kernel" --timeout 1500 --env CI=true --env "SHORT=$short" --env "KUBEPACE_EXPECT_MODE=$(mode_of "$kernel")" \
-		--env KUBEPACE_ENFORCER=/root/kubepace-enforcer --env KUBEPACE_REQUIRE_FQ=true "${files[@]}" --file "$out/all.sh" -- bash /root/all.sh |
-		tee "$out/$kernel.log" | grep --line-buffered -E '^(##|--- |    --- FAIL|panic:|FAIL|[a-z_]+_test.go)|Mbit/s|want|lost;'; then
-		failed=1
+	status=0
+	boot "$kernel" || status=$?
+	# 125: not a test failed but the machine (no kernel to be had, QEMU died). Only that gets a second try.
+	if [ $status = 125 ]; then
+		echo "== Linux $kernel: the machine failed; once more =="
+		status=0
+		boot "$kernel" || status=$?
 	fi
+	if [ $status != 0 ]; then failed=1 reasons+=("Linux $kernel: status $status (124: out of time, 125: the machine failed)"); fi
 	# Skips that run.sh's status cannot know of.
-	if results "$out/$kernel.log" | grep -q ' SKIP$'; then failed=1; fi
-	if ! results "$out/$kernel.log" | grep -q ' PASS$'; then failed=1; fi
+	if results "$out/$kernel.log" | grep -q ' SKIP$'; then failed=1 reasons+=("Linux $kernel: skipped tests"); fi
+	if ! results "$out/$kernel.log" | grep -q ' PASS$'; then failed=1 reasons+=("Linux $kernel: no results; the end of its messages:"
+		"$(tail -n 15 "$out/$kernel.err" "$out/$kernel.log")"); fi
 	echo "== Linux $kernel took $((SECONDS - start)) s =="
 done
 
@@ -75,4 +94,5 @@ for name in $(for kernel in "$@"; do results "$out/$kernel.log"; done | awk '{pr
 	done
 	echo
 done
+[ ${#reasons[@]} = 0 ] || printf '%s\n' "${reasons[@]}"
 exit $failed
