@@ -133,7 +133,7 @@ func modeOf(labels map[string]string) string {
 	}
 }
 
-// Namespace checks a Namespace's labels, whichever of the three doors (namespaces, status, finalize) they come through.
+// Namespace checks a Namespace's labels, whichever subresource they come through.
 func (s *Settings) Namespace(ctx context.Context, req admission.Request) (admission.Response, error) {
 	now, before, err := decodeAs[metav1.PartialObjectMetadata](req)
 	if err != nil {

@@ -55,7 +55,7 @@ func TestRedecide(t *testing.T) {
 			running := apply(tt.asked, old.Decide(Pod{Annotations: tt.asked}).Changes)
 			d := now.Redecide(Pod{Annotations: running})
 			got := apply(running, d.Changes)
-			if diff := cmp.Diff(map[string]string(tt.want), map[string]string(got)); diff != "" {
+			if diff := cmp.Diff(map[string]string(tt.want), got); diff != "" {
 				t.Errorf("(-want +got)\n%s", diff)
 			}
 			if again := now.Redecide(Pod{Annotations: got}); len(again.Changes) != 0 {
