@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Gets the control-plane binaries named on the command line and prints, as its last line of standard output, the
 # folder that holds them. Builds from the Go module proxy, outside the checkout; what is there already is kept.
-# usage: build.sh [kube-apiserver|etcd|kubectl|kube-controller-manager|kube-scheduler|kubelet ...]
+# usage: build.sh [kube-apiserver|etcd|kubectl|kube-controller-manager|kube-scheduler|kube-proxy|kubelet ...]
 set -euo pipefail
 cd "$(dirname "$0")"
 

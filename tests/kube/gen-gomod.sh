@@ -19,6 +19,7 @@ upstream=$(cd "$(mktemp -d)" && go mod download -json "k8s.io/kubernetes@$KUBERN
 		go.etcd.io/etcd/server/v3
 		k8s.io/kubernetes/cmd/kube-apiserver
 		k8s.io/kubernetes/cmd/kube-controller-manager
+		k8s.io/kubernetes/cmd/kube-proxy
 		k8s.io/kubernetes/cmd/kube-scheduler
 		k8s.io/kubernetes/cmd/kubectl
 		k8s.io/kubernetes/cmd/kubelet
