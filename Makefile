@@ -13,6 +13,8 @@ KERNEL ?=
 # FULL=1: also what takes minutes. For test-vm a kernel, or all.
 FULL ?=
 FUZZTIME ?= 10s
+# e2e: only the steps that match, such as TestKubepace/reference.
+RUN ?=
 
 export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
 export CGO_ENABLED := 0
@@ -21,11 +23,11 @@ gotest := tests/setup/gotest.sh
 
 # Tests of these packages want root and network namespaces, others a control plane or QEMU; the rest is unit tests.
 kernel_packages := ./bpf ./enforcer/datapath ./enforcer/device ./enforcer/qdisc ./cmd/kubepace-enforcer ./tests/netlab/... ./tests/datapath
-unit_packages = $$(go list ./... | grep -vxFf <(go list $(kernel_packages)) | grep -vE '/tests/(admission|vm)(/|$$)')
+unit_packages = $$(go list ./... | grep -vxFf <(go list $(kernel_packages)) | grep -vE '/tests/(admission|vm|e2e)(/|$$)')
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 .PHONY: build
 build: go-there ## build bin/kubepace-webhook and bin/kubepace-enforcer
@@ -80,6 +82,11 @@ demo: build root-here ## watch admission decide three limits and the kernel keep
 	$(install) demo
 	go build -o bin/kubepace-demo ./tests/demo
 	tests/demo/run.sh $(KERNEL)
+
+.PHONY: e2e
+e2e: build root-here ## kubepace in a real cluster: two nodes with kubelet, containerd and Flannel, the manifests, pods, traffic (RUN=regexp: some of it); needs root
+	$(install) e2e
+	tests/e2e/run.sh $(if $(RUN),-test.run='$(RUN)')
 
 .PHONY: clean
 clean: ## remove bin/ and build/; caches outside the checkout stay

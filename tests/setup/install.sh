@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Installs what the named jobs need and this machine lacks, by apt; says what is missing where it can't.
-# usage: install.sh JOB...     jobs: go kernel demo vm bpf lint
+# usage: install.sh JOB...     jobs: go kernel demo e2e vm bpf lint
 set -euo pipefail
 . "$(dirname "$0")/progress.sh"
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/local/go/bin
@@ -16,6 +16,12 @@ needs() {
 		demo tc iproute2
 		demo iperf3 iperf3
 		demo flock util-linux
+		e2e ip iproute2
+		e2e tc iproute2
+		e2e iptables iptables
+		e2e iperf3 iperf3
+		e2e nsenter util-linux
+		e2e runc runc
 		bpf clang-14 clang-14
 		bpf llvm-strip-14 llvm-14
 		bpf /usr/include/bpf/bpf_helpers.h libbpf-dev
@@ -86,7 +92,7 @@ for job in "$@"; do
 	case $job in
 	go) check_go ;;
 	vm) as_root_or_say "$(dirname "$0")/../vm/install.sh" ;; # the QEMU runner knows its own needs
-	kernel | demo | bpf | lint)
+	kernel | demo | e2e | bpf | lint)
 		while read -r name what package; do
 			[ "$name" = "$job" ] || continue
 			have "$what" || missing+=("$package")

@@ -31,6 +31,8 @@ type Options struct {
 	Dir      string // empty folder for keys and data
 	Logs     string // folder for logs
 	NodeIP   net.IP // an address of this machine that is not loopback; kube-apiserver advertises nothing else
+	// ServerArgs are further flags of kube-apiserver, may be empty. The last of a flag counts.
+	ServerArgs []string
 }
 
 // Plane is a running control plane.
@@ -55,7 +57,7 @@ func (p *Plane) start(ctx context.Context) error {
 	if err := p.makeKeys(); err != nil {
 		return err
 	}
-	etcd, err := p.run("etcd", "--data-dir", filepath.Join(p.opts.Dir, "etcd"), "--unsafe-no-fsync",
+	etcd, err := p.Run("etcd", "--data-dir", filepath.Join(p.opts.Dir, "etcd"), "--unsafe-no-fsync",
 		"--listen-client-urls", etcdURL, "--advertise-client-urls", etcdURL,
 		"--listen-peer-urls", "http://127.0.0.1:2380", "--initial-advertise-peer-urls", "http://127.0.0.1:2380",
 		"--initial-cluster", "default=http://127.0.0.1:2380")
@@ -65,7 +67,7 @@ func (p *Plane) start(ctx context.Context) error {
 	if err := etcd.Wait(ctx, func(ctx context.Context) error { return Answers(ctx, etcdURL+"/readyz") }); err != nil {
 		return err
 	}
-	apiserver, err := p.run("kube-apiserver", p.apiserverArgs()...)
+	apiserver, err := p.Run("kube-apiserver", p.apiserverArgs()...)
 	if err != nil {
 		return err
 	}
@@ -98,7 +100,7 @@ func (p *Plane) makeKeys() error {
 }
 
 func (p *Plane) apiserverArgs() []string {
-	return []string{
+	return append([]string{
 		"--etcd-servers", etcdURL,
 		"--bind-address", "127.0.0.1", "--secure-port", "6443", "--advertise-address", p.opts.NodeIP.String(),
 		"--cert-dir", p.opts.Dir, "--tls-cert-file", p.pki.path("apiserver.crt"), "--tls-private-key-file", p.pki.path("apiserver.key"),
@@ -106,10 +108,11 @@ func (p *Plane) apiserverArgs() []string {
 		"--service-account-issuer", "https://kubernetes.default.svc",
 		"--service-account-signing-key-file", p.pki.path("sa.key"), "--service-account-key-file", p.pki.path("sa.pub"),
 		"--authorization-mode", "Node,RBAC", "--allow-privileged", "--service-cluster-ip-range", "10.96.0.0/16",
-	}
+	}, p.opts.ServerArgs...)
 }
 
-func (p *Plane) run(name string, args ...string) (*Process, error) {
+// Run starts another program of the control plane; Stop ends it as well.
+func (p *Plane) Run(name string, args ...string) (*Process, error) {
 	proc, err := StartProcess(name, p.opts.Logs, filepath.Join(p.opts.Binaries, name), args...)
 	if err != nil {
 		return nil, err
@@ -128,12 +131,26 @@ func (p *Plane) Kubeconfig(ctx context.Context, namespace, serviceAccount string
 	if err != nil {
 		return "", fmt.Errorf("ask for a token of %s/%s: %w", namespace, serviceAccount, err)
 	}
+	return p.writeKubeconfig(serviceAccount, server, namespace, &clientcmdapi.AuthInfo{Token: token.Status.Token})
+}
+
+// UserKubeconfig writes NAME.kubeconfig with a client certificate of the user, for the API server at address, and returns
+// its path.
+func (p *Plane) UserKubeconfig(name, address string, user pkix.Name) (string, error) {
+	cert, key, err := p.pki.issue(name, user)
+	if err != nil {
+		return "", err
+	}
+	return p.writeKubeconfig(name, address, "", &clientcmdapi.AuthInfo{ClientCertificateData: cert, ClientKeyData: key})
+}
+
+func (p *Plane) writeKubeconfig(name, address, namespace string, user *clientcmdapi.AuthInfo) (string, error) {
 	config := clientcmdapi.NewConfig()
-	config.Clusters["demo"] = &clientcmdapi.Cluster{Server: server, CertificateAuthorityData: p.pki.pem}
-	config.AuthInfos[serviceAccount] = &clientcmdapi.AuthInfo{Token: token.Status.Token}
-	config.Contexts["demo"] = &clientcmdapi.Context{Cluster: "demo", AuthInfo: serviceAccount, Namespace: namespace}
+	config.Clusters["demo"] = &clientcmdapi.Cluster{Server: address, CertificateAuthorityData: p.pki.pem}
+	config.AuthInfos[name] = user
+	config.Contexts["demo"] = &clientcmdapi.Context{Cluster: "demo", AuthInfo: name, Namespace: namespace}
 	config.CurrentContext = "demo"
-	path := filepath.Join(p.opts.Dir, serviceAccount+".kubeconfig")
+	path := filepath.Join(p.opts.Dir, name+".kubeconfig")
 	if err := clientcmd.WriteToFile(*config, path); err != nil {
 		return "", fmt.Errorf("write kubeconfig: %w", err)
 	}

@@ -3,7 +3,7 @@
 // Command image writes a container image as an archive for `ctr images import`, without a container engine: one layer with the
 // named files, each from this machine.
 //
-//	image -ref localhost/x:1 -out x.tar [-user 65532] [-entrypoint /x] FILE=PATH-IN-THE-IMAGE...
+//	image -ref kubepace.test/x:1 -out x.tar [-user 65532] [-entrypoint /x] FILE=PATH-IN-THE-IMAGE...
 package main
 
 import (

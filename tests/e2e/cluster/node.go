@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Node is one node. Its processes live in namespaces whose process 1 is node.sh.
+type Node struct {
+	Name    string
+	IP      net.IP
+	podCIDR *net.IPNet
+	cmd     *exec.Cmd
+	ended   chan struct{}
+}
+
+// CgroupPrefix begins the names of the cgroups that nodes leave behind.
+const CgroupPrefix = "kubepace-e2e-"
+
+func (c *Cluster) startNode(number int) error {
+	n := &Node{Name: fmt.Sprintf("node%d", number), IP: net.IPv4(192, 0, 2, byte(number)), ended: make(chan struct{})}
+	server := fmt.Sprintf("https://%s", net.JoinHostPort(controlPlaneIP.String(), "6443"))
+	user := pkix.Name{CommonName: "system:node:" + n.Name, Organization: []string{"system:nodes"}}
+	if _, err := c.plane.UserKubeconfig(n.Name, server, user); err != nil {
+		return err
+	}
+	log, err := os.Create(filepath.Join(c.opts.Logs, n.Name+".log"))
+	if err != nil {
+		return fmt.Errorf("start %s: %w", n.Name, err)
+	}
+	defer log.Close() // the process has a descriptor of its own
+	n.cmd = exec.Command(c.opts.NodeInit, n.Name, n.IP.String(), controlPlaneIP.String())
+	n.cmd.Stdout, n.cmd.Stderr = log, log
+	n.cmd.Env = append(os.Environ(), "KUBE="+c.opts.Kube, "PROGRAMS="+c.opts.Programs, "IMAGES="+c.opts.Images,
+		"PKI="+scratch, "LOGS="+c.opts.Logs)
+	n.cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC,
+		Setpgid:    true,
+	}
+	if err := n.cmd.Start(); err != nil {
+		return fmt.Errorf("start %s: %w", n.Name, err)
+	}
+	go func() {
+		// Why it ended stands in its log.
+		_ = n.cmd.Wait()
+		close(n.ended)
+	}()
+	c.Nodes = append(c.Nodes, n)
+	return connect(n)
+}
+
+// connect gives the node its eth0.
+func connect(n *Node) error {
+	master, err := netlink.LinkByName(bridge)
+	if err != nil {
+		return fmt.Errorf("find %s: %w", bridge, err)
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MasterIndex = "to-"+n.Name, master.Attrs().Index
+	link := netlink.NewVeth(attrs)
+	link.PeerName, link.PeerNamespace = "eth0", netlink.NsPid(n.cmd.Process.Pid)
+	if err := netlink.LinkAdd(link); err != nil {
+		return fmt.Errorf("add veth to %s: %w", n.Name, err)
+	}
+	return setUp(attrs.Name)
+}
+
+// ErrEnded means that a node's process 1 has ended.
+var ErrEnded = errors.New("its process 1 has ended")
+
+func (n *Node) alive() error {
+	select {
+	case <-n.ended:
+		return ErrEnded
+	default:
+		return nil
+	}
+}
+
+func (n *Node) stop() {
+	// Gone already is fine. Process 1 takes everything in its process namespace with it.
+	_ = n.cmd.Process.Kill()
+	<-n.ended
+}
+
+// Command is a command inside the node, as its administrator would call it.
+func (n *Node) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	enter := []string{"--target", strconv.Itoa(n.cmd.Process.Pid), "--mount", "--net", "--pid", "--uts", "--ipc", "--", name}
+	return exec.CommandContext(ctx, "nsenter", append(enter, args...)...)
+}
+
+// Output runs a command inside the node and returns what it printed.
+func (n *Node) Output(ctx context.Context, name string, args ...string) (string, error) {
+	return output(n.Command(ctx, name, args...))
+}
+
+// Kill kills programs of the node (SIGKILL), such as kubelet; node.sh starts them again after a second.
+func (n *Node) Kill(ctx context.Context, programs ...string) error {
+	for _, program := range programs {
+		pid, err := n.Output(ctx, "cat", "/run/"+program+".pid")
+		if err != nil {
+			return err
+		}
+		if _, err := n.Output(ctx, "kill", "-KILL", strings.TrimSpace(pid)); err != nil {
+			return fmt.Errorf("kill %s on %s: %w", program, n.Name, err)
+		}
+	}
+	return nil
+}
+
+// Kubectl runs kubectl as the cluster's administrator and returns what it printed.
+func (c *Cluster) Kubectl(ctx context.Context, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(c.opts.Kube, "kubectl"), args...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.Kubeconfig)
+	return output(cmd)
+}
+
+func output(cmd *exec.Cmd) (string, error) {
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return stdout.String(), fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, strings.TrimSpace(stderr.String()))
+	}
+	return stdout.String(), nil
+}
+
+// RemoveCgroups removes the empty cgroups that the nodes' kubelets left behind. Call it once everything has ended.
+func RemoveCgroups() error {
+	var errs []error
+	for _, pattern := range []string{"/sys/fs/cgroup/" + CgroupPrefix + "*", "/sys/fs/cgroup/*/" + CgroupPrefix + "*"} {
+		roots, err := filepath.Glob(pattern)
+		if err != nil {
+			return fmt.Errorf("find cgroups: %w", err)
+		}
+		for _, root := range roots {
+			errs = append(errs, removeCgroup(root))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeCgroup removes a cgroup, those in it first.
+func removeCgroup(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return fmt.Errorf("read cgroup: %w", err)
+	}
+	var errs []error
+	for _, entry := range entries {
+		if entry.IsDir() {
+			errs = append(errs, removeCgroup(filepath.Join(dir, entry.Name())))
+		}
+	}
+	if err := unix.Rmdir(dir); err != nil {
+		errs = append(errs, fmt.Errorf("remove cgroup %s: %w", dir, err))
+	}
+	return errors.Join(errs...)
+}
