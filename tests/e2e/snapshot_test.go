@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"testing"
+)
+
+// snapshot is what a node's kernel holds that kubepace could have changed: the command that shows it, and its output.
+type snapshot map[string]string
+
+// commands show the same twice where nothing changed: no counters, no ages.
+var commands = []string{
+	"tc qdisc show",
+	// Filters of both directions, on every device.
+	"for d in /sys/class/net/*; do tc filter show dev ${d##*/} ingress; tc filter show dev ${d##*/} egress; done",
+	"ip -o link show | sed 's/ state .*//'",
+	"ip rule show; ip route show table all | sort",
+	"find /sys/fs/bpf -mindepth 1 | sort",
+	"find /run/kubepace -mindepth 1 2>/dev/null | sort",
+	"sysctl -a 2>/dev/null | grep -E '^(net\\.|kernel\\.unprivileged_bpf)' | grep -vE 'nf_conntrack_count|stat_refresh|random' | sort",
+}
+
+func (s *suite) snapshots(ctx context.Context, t *testing.T) map[string]snapshot {
+	t.Helper()
+	all := map[string]snapshot{}
+	for _, node := range s.Nodes {
+		all[node.Name] = snapshot{}
+		for _, command := range commands {
+			out, err := node.Output(ctx, "sh", "-c", command)
+			if err != nil {
+				t.Fatalf("%s: %s: %v", node.Name, command, err)
+			}
+			all[node.Name][command] = out
+		}
+	}
+	return all
+}
+
+// differences lists what differs, in the order of commands.
+func (s snapshot) differences(other snapshot) []string {
+	var different []string
+	for _, command := range slices.Sorted(maps.Keys(s)) {
+		if s[command] != other[command] {
+			different = append(different, command)
+		}
+	}
+	return different
+}
