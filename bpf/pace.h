@@ -51,6 +51,8 @@
 #define PACE_MAX_BATCH_NS 10000000ULL
 /* All sparse packets together may use one part in so many of the limit. */
 #define PACE_SPARSE_PART 8
+/* The most that may go ahead of the clock at once where two frames cost more. */
+#define PACE_MAX_SPARSE_BURST_NS PACE_NSEC_PER_SEC
 /* Packets of one pod that may wait in fq; fq's limit is shared by everyone. */
 #define PACE_MAX_PARKED 1024ULL
 /* Of these, packets that wait because their sender paces itself (SO_TXTIME). */
@@ -272,10 +274,13 @@ static __always_inline __u64 pace_batch(struct pace_pod *p,
 	return p->batch_ns;
 }
 
-/* The burst of sparse packets that may go ahead of the clock at once. */
+/* The burst of sparse packets that may go ahead of the clock at once. At the
+ * lowest limits two frames take half a minute to pay for: a second must do.
+ */
 static __always_inline __u64 pace_sparse_burst_ns(const struct pace_limit *l)
 {
-	return pace_max(l->horizon_ns / 16, 2 * l->mtu_ns);
+	return pace_max(l->horizon_ns / 16,
+			pace_min(2 * l->mtu_ns, PACE_MAX_SPARSE_BURST_NS));
 }
 
 /*

@@ -100,7 +100,7 @@ func (p *pacer) target(n uint64) uint64 {
 
 // debt is the stated bound on what goes ahead of the clock, in ns of the rate.
 func (p *pacer) debt(n uint64) uint64 {
-	return p.horizon(n)/8 + max(p.limit.HorizonNs/16, 2*p.limit.MtuNs)
+	return p.horizon(n)/8 + max(p.limit.HorizonNs/16, min(2*p.limit.MtuNs, 1e9))
 }
 
 func (p *pacer) offer(k packet) verdict {

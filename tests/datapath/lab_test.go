@@ -159,7 +159,7 @@ func (l *lab) allowance(rate bandwidth.Rate, flows int) int64 {
 		return bytesIn(rate, horizon)
 	}
 	horizon := min(max(datapath.HorizonPacing, 6*mtu*time.Duration(flows)), 9*time.Second)
-	return gso + bytesIn(rate, horizon/8+max(datapath.HorizonPacing/16, 2*mtu))
+	return gso + bytesIn(rate, horizon/8+max(datapath.HorizonPacing/16, min(2*mtu, time.Second)))
 }
 
 func bytesIn(rate bandwidth.Rate, t time.Duration) int64 {
