@@ -4,8 +4,6 @@ package e2e
 
 import (
 	"context"
-	"maps"
-	"slices"
 	"testing"
 )
 
@@ -38,15 +36,4 @@ func (s *suite) snapshots(ctx context.Context, t *testing.T) map[string]snapshot
 		}
 	}
 	return all
-}
-
-// differences lists what differs, in the order of commands.
-func (s snapshot) differences(other snapshot) []string {
-	var different []string
-	for _, command := range slices.Sorted(maps.Keys(s)) {
-		if s[command] != other[command] {
-			different = append(different, command)
-		}
-	}
-	return different
 }

@@ -219,14 +219,18 @@ func (c *Cluster) Stop() {
 func Poll(ctx context.Context, limit time.Duration, try func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	var last error
 	for {
 		err := try(ctx)
 		if err == nil {
 			return nil
 		}
+		if last == nil || ctx.Err() == nil { // the end of time is no news
+			last = err
+		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("gave up after %v: %w", limit, err)
+			return fmt.Errorf("gave up after %v: %w", limit, last)
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
