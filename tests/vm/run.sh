@@ -107,12 +107,13 @@ start() {
 		ports+=(-chardev "file,id=out$i,path=$work/out$i" -device "virtserialport,chardev=out$i,name=out$i")
 		i=$((i + 1))
 	done
+	# softlockup_panic: a processor that hangs for a minute ends the machine, which is 125, and no test's failure.
 	# cmpxchg16b (cx16) of QEMU 7 is broken with two threads; five-level page tables only cost time.
 	# pdeathsig: nobody's SIGKILL for this script leaves a machine running.
 	TMPDIR=$work setpriv --pdeathsig KILL qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none -monitor none \
 		-accel tcg,thread=multi -cpu max,-cx16,-la57 -smp "$cpus" -m "$memory" \
 		-kernel "$directory/vmlinuz" -initrd "$image/initramfs.cpio" \
-		-append "console=ttyS0 loglevel=5 panic=-1 oops=panic random.trust_cpu=on mitigations=off tsc=reliable net.ifnames=0" \
+		-append "console=ttyS0 loglevel=5 panic=-1 oops=panic random.trust_cpu=on mitigations=off tsc=reliable net.ifnames=0 watchdog_thresh=30 softlockup_panic=1" \
 		-drive "file=$image/root.img,if=none,id=root,format=raw,cache=unsafe,snapshot=on" -device virtio-blk-pci,drive=root \
 		-drive "file=$work/disk.img,if=none,id=job,format=raw,cache=unsafe" -device virtio-blk-pci,drive=job \
 		-serial "file:$work/kernel.log" -device virtio-rng-pci -device virtio-serial-pci,max_ports=31 \
