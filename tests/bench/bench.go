@@ -99,6 +99,9 @@ func (b *bench) path(ctx context.Context, path result.Path) (err error) {
 		if err := b.latency(ctx, l); err != nil {
 			return err
 		}
+		if err := b.neighbour(ctx, l); err != nil {
+			return err
+		}
 		return b.underLoad(ctx, l)
 	}
 	return nil

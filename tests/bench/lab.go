@@ -51,7 +51,7 @@ func newLab(path result.Path, plugin string) (l *lab, err error) {
 	if l.dir, err = os.MkdirTemp("", "kubepace-bench"); err != nil {
 		return l, fmt.Errorf("make a folder: %w", err)
 	}
-	l.Topology, err = netlab.Build(netlab.Options{VXLAN: path == result.VXLAN, NetnsDir: filepath.Join(l.dir, "netns")})
+	l.Topology, err = netlab.Build(netlab.Options{VXLAN: path == result.VXLAN, NetnsDir: filepath.Join(l.dir, "netns"), Pods: 2})
 	if err != nil {
 		return l, err
 	}

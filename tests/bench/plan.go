@@ -24,14 +24,15 @@ type plan struct {
 	duration time.Duration // of each transfer
 	rounds   int           // of the comparison with the idle path's ping
 	// latencyLimits are for that comparison; none for none.
-	latencyLimits []int64
+	latencyLimits   []int64
+	neighbourRounds int // of an unlimited pod's ping beside a limited one; 0 for none
 }
 
 func fullPlan() plan {
 	return plan{
 		mode: "full", limits: []int64{10e6, 100e6}, ccs: []string{"cubic", "bbr"}, flows: []int{1, 8, 64},
 		paths: result.Paths, variants: result.Variants, duration: 8 * time.Second,
-		rounds: 5, latencyLimits: []int64{10e6, 100e6, 500e6},
+		rounds: 5, latencyLimits: []int64{10e6, 100e6, 500e6}, neighbourRounds: 5,
 	}
 }
 
@@ -39,7 +40,7 @@ func fullPlan() plan {
 func quickPlan() plan {
 	p := fullPlan()
 	p.mode, p.ccs, p.flows, p.paths = "quick", []string{"cubic"}, []int{1, 8}, []result.Path{result.Straight}
-	p.duration, p.latencyLimits = 5*time.Second, []int64{10e6}
+	p.duration, p.latencyLimits, p.neighbourRounds = 5*time.Second, []int64{10e6}, 2
 	return p
 }
 
@@ -98,10 +99,12 @@ func (p plan) choose(words []string) (plan, error) {
 			p.limits, err = numbers[int64](list)
 		case "latency":
 			p.latencyLimits, err = numbers[int64](list)
+		case "neighbour":
+			p.neighbourRounds, err = strconv.Atoi(list)
 		case "duration":
 			p.duration, err = time.ParseDuration(list)
 		default:
-			err = errors.New("unknown; one of paths, variants, ccs, flows, limits, latency, duration")
+			err = errors.New("unknown; one of paths, variants, ccs, flows, limits, latency, neighbour, duration")
 		}
 		if err != nil {
 			return p, fmt.Errorf("choice %q: %w", word, err)

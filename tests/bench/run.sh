@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Runs the datapath benchmark in a Debian kernel in QEMU, draws its figures, writes its tables into docs/benchmarks.md
 # and prints what it says of the project's claims. Results go to build/bench.
-# usage: run.sh [--quick] [KEY=LIST ...]      keys: paths, limits, ccs, flows, variants, duration (see tests/bench/plan.go)
+# usage: run.sh [--quick] [KEY=LIST ...]      keys: paths, limits, ccs, flows, variants, latency, neighbour, duration (see tests/bench/plan.go)
 # KERNEL: 6.1 (default), 6.12 or 7. STRICT=1: fail unless every claim is met. BENCH_TIMEOUT: seconds for the machine.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

@@ -25,6 +25,7 @@ func (r Report) runSection() string {
 		m.write(&b, t)
 	}
 	r.writeLatency(&b)
+	r.writeNeighbours(&b)
 	r.writeBuckets(&b)
 	r.writeLoad(&b)
 	for _, warning := range r.Run.Warnings {
@@ -48,7 +49,7 @@ func (r Report) writeControls(b *strings.Builder) {
 
 func (r Report) writeVerdicts(b *strings.Builder) {
 	b.WriteString("\n| claim | verdict | comparisons that hold | worst |\n|---|---|---|---|\n")
-	for _, v := range result.Judge(r.Cases, r.Run.Latency) {
+	for _, v := range result.Judge(r.Cases, r.Run) {
 		word := "**not met**"
 		if v.Tested == 0 {
 			word = "not tested"
@@ -116,6 +117,18 @@ func (r Report) writeLatency(b *strings.Builder) {
 	for _, l := range r.Run.Latency {
 		fmt.Fprintf(b, "| %s | %d | %.1f | %.1f | %+.1f | ≤ %.0f | %d of %d | %.1f |\n", l.Setting, len(l.BusyP99Ms),
 			result.Median(l.IdleP99Ms), result.Median(l.BusyP99Ms), l.AboveMs, l.WithinMs, l.Lost, l.Sent, l.SparsePer)
+	}
+}
+
+func (r Report) writeNeighbours(b *strings.Builder) {
+	if len(r.Run.Neighbours) == 0 {
+		return
+	}
+	b.WriteString("\n**p99 ping of a pod without a limit beside another pod's load, ms** (medians of rounds that take turns)\n\n" +
+		"| the other pod sends | its limit | rounds | idle | beside it | above | claim | lost | beside it with no limit |\n|---|---|---|---|---|---|---|---|---|\n")
+	for _, n := range r.Run.Neighbours {
+		fmt.Fprintf(b, "| %s | %s | %d | %.1f | %.1f | %+.1f | ≤ %.0f | %d of %d | %.1f |\n", n.Beside, result.Bits(n.LimitBps), len(n.BusyP99Ms),
+			result.Median(n.IdleP99Ms), result.Median(n.BusyP99Ms), n.AboveMs, n.WithinMs, n.Lost, n.Sent, result.Median(n.FreeP99Ms))
 	}
 }
 

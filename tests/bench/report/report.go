@@ -65,7 +65,7 @@ func load[T any](path string) (T, error) {
 func (r Report) PrintVerdicts(w io.Writer) bool {
 	all := true
 	fmt.Fprintf(w, "\nVerdicts (%s run, kernel %s):\n", r.Run.Mode, r.Run.Kernel)
-	for _, v := range result.Judge(r.Cases, r.Run.Latency) {
+	for _, v := range result.Judge(r.Cases, r.Run) {
 		fmt.Fprintln(w, v)
 		for _, miss := range v.Misses {
 			fmt.Fprintln(w, "             missed:", miss)
@@ -147,6 +147,9 @@ func (p picture) fill(t result.Table, run result.Run) figure.Bars {
 // UpdateDocs writes anew what stands between the markers of a Markdown file: a quick and a full run have sections of
 // their own, so that one does not lose the other. A full run's figures go into a folder beside it, named as the file.
 func (r Report) UpdateDocs(path string) error {
+	if r.Run.Mode == "chosen" {
+		return nil
+	}
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return fmt.Errorf("update documentation: %w", err)
@@ -174,11 +177,8 @@ func (r Report) UpdateDocs(path string) error {
 	return r.WriteFigures(folder)
 }
 
-// replaceSection puts body between the markers of a name. Runs of chosen cases have no section.
+// replaceSection puts body between the markers of a name.
 func replaceSection(text, name, body string) (string, error) {
-	if name == "chosen" {
-		return text, nil
-	}
 	begin, end := "<!-- bench:"+name+":begin -->\n", "<!-- bench:"+name+":end -->"
 	before, rest, ok := strings.Cut(text, begin)
 	if !ok {

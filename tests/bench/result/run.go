@@ -11,19 +11,20 @@ import (
 
 // Run says how the cases came about.
 type Run struct {
-	Mode       string    `json:"mode"`    // "quick" or "full"
-	Kernel     string    `json:"kernel"`  // uname -r
-	CPUs       int       `json:"cpus"`    // of the machine that ran the cases
-	Started    string    `json:"started"` // RFC 3339, UTC
-	CaseSecs   float64   `json:"case_seconds"`
-	TookSecs   float64   `json:"took_seconds"`
-	Controls   []Control `json:"controls"`
-	Latency    []Latency `json:"latency"`
-	Buckets    []Bucket  `json:"buckets"`
-	UnderLoad  []Load    `json:"under_load"`
-	Warnings   []string  `json:"warnings"`
-	Revision   string    `json:"revision,omitempty"`
-	PluginText string    `json:"plugin,omitempty"` // version of the CNI bandwidth plugin
+	Mode       string      `json:"mode"`    // "quick" or "full"
+	Kernel     string      `json:"kernel"`  // uname -r
+	CPUs       int         `json:"cpus"`    // of the machine that ran the cases
+	Started    string      `json:"started"` // RFC 3339, UTC
+	CaseSecs   float64     `json:"case_seconds"`
+	TookSecs   float64     `json:"took_seconds"`
+	Controls   []Control   `json:"controls"`
+	Latency    []Latency   `json:"latency"`
+	Neighbours []Neighbour `json:"neighbours"`
+	Buckets    []Bucket    `json:"buckets"`
+	UnderLoad  []Load      `json:"under_load"`
+	Warnings   []string    `json:"warnings"`
+	Revision   string      `json:"revision,omitempty"`
+	PluginText string      `json:"plugin,omitempty"` // version of the CNI bandwidth plugin
 }
 
 // Control is the ping with nothing else to send, taken between the cases.
@@ -43,6 +44,22 @@ type Latency struct {
 	SparsePer float64   `json:"sparse"`    // packets that the program stamped with no delay, for each ping sent
 	AboveMs   float64   `json:"above_ms"`  // median of busy less median of idle
 	WithinMs  float64   `json:"within_ms"` // the claim
+}
+
+// NeighbourToleranceMs is what "waits no longer" allows for noise, in milliseconds.
+const NeighbourToleranceMs = 3
+
+// Neighbour is the ping of a pod without a limit beside another pod's load, in rounds that take turns.
+type Neighbour struct {
+	Beside    string    `json:"beside"`      // the other pod's load
+	LimitBps  int64     `json:"limit_bps"`   // the other pod's
+	IdleP99Ms []float64 `json:"idle_p99_ms"` // with no load; a value for each round
+	BusyP99Ms []float64 `json:"busy_p99_ms"` // beside the load, limited by kubepace
+	FreeP99Ms []float64 `json:"free_p99_ms"` // beside the same load, not limited
+	Lost      int       `json:"lost"`        // pings of all rounds, beside the limited load
+	Sent      int       `json:"sent"`        // likewise
+	AboveMs   float64   `json:"above_ms"`    // median of busy less median of idle
+	WithinMs  float64   `json:"within_ms"`   // the claim
 }
 
 // NewLatency computes the medians.

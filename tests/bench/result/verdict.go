@@ -56,10 +56,11 @@ func (t *tally) add(badness float64, text string) {
 }
 
 // Judge holds the cases against every claim.
-func Judge(cases []Case, latency []Latency) []Verdict {
+func Judge(cases []Case, run Run) []Verdict {
 	t := NewTable(cases)
 	return []Verdict{
-		t.judgeRate(), t.judgeFIFO(), t.judgePing(), t.judgeFirstSecond(), t.judgeCPU(), t.judgeEachCPU(), judgeLatency(latency),
+		t.judgeRate(), t.judgeFIFO(), t.judgePing(), t.judgeFirstSecond(), t.judgeCPU(), t.judgeEachCPU(),
+		judgeLatency(run.Latency), judgeNeighbours(run.Neighbours),
 	}
 }
 
@@ -71,6 +72,20 @@ func judgeLatency(latency []Latency) Verdict {
 			badness = max(badness, 2)
 		}
 		v.add(badness, fmt.Sprintf("%s: %+.1f ms, %d of %d lost", l.Setting, l.AboveMs, l.Lost, l.Sent))
+	}
+	return v.Verdict
+}
+
+func judgeNeighbours(neighbours []Neighbour) Verdict {
+	v := tally{Verdict: Verdict{Claim: fmt.Sprintf(
+		"an unlimited pod beside a limited one: p99 ping at most %d ms above the idle path's, none lost (medians of alternating rounds)",
+		NeighbourToleranceMs)}}
+	for _, n := range neighbours {
+		badness := n.AboveMs / n.WithinMs
+		if n.Lost > 0 {
+			badness = max(badness, 2)
+		}
+		v.add(badness, fmt.Sprintf("beside %s: %+.1f ms, %d of %d lost", n.Beside, n.AboveMs, n.Lost, n.Sent))
 	}
 	return v.Verdict
 }
