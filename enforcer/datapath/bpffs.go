@@ -8,19 +8,16 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
 )
 
-// layout names the shape of the pinned maps. It changes with any change of a map's key or value, so that a program
-// never meets maps that it does not understand.
-const layout = "v1"
+// pins knows where everything is pinned: DIR/LAYOUT/<map>, DIR/LAYOUT/program, DIR/LAYOUT/links/<ifindex>.
+type pins struct{ root, layout string }
 
-// pins knows where everything is pinned: DIR/v1/<map>, DIR/v1/program, DIR/v1/links/<ifindex>.
-type pins struct{ root string }
-
-func (p pins) dir() string             { return filepath.Join(p.root, layout) }
+func (p pins) dir() string             { return filepath.Join(p.root, p.layout) }
 func (p pins) file(name string) string { return filepath.Join(p.dir(), name) }
 func (p pins) links() string           { return filepath.Join(p.dir(), "links") }
 func (p pins) link(ifindex int) string { return filepath.Join(p.links(), strconv.Itoa(ifindex)) }
@@ -30,6 +27,34 @@ const (
 	pinProgram = "program"
 	pinRodata  = "rodata"
 )
+
+// all are the layouts that have pins under the root; none where there is no root.
+func (p pins) all() []pins {
+	entries, err := os.ReadDir(p.root)
+	if err != nil {
+		return nil
+	}
+	var out []pins
+	for _, entry := range entries {
+		if entry.IsDir() {
+			out = append(out, pins{p.root, entry.Name()})
+		}
+	}
+	return out
+}
+
+// others are the complete ones of other layouts.
+func (p pins) others() []pins {
+	return slices.DeleteFunc(p.all(), func(other pins) bool { return other == p || !other.exist() })
+}
+
+// removeLayout deletes the pins of one layout.
+func (p pins) removeLayout() error {
+	if err := os.RemoveAll(p.dir()); err != nil {
+		return fmt.Errorf("remove pins under %s: %w", p.dir(), err)
+	}
+	return nil
+}
 
 // create makes the folders, and mounts a bpffs where the parent folder is not one.
 func (p pins) create() error {

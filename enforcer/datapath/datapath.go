@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/go-logr/logr"
 
 	"github.com/kubepace/kubepace/bpf"
@@ -20,6 +21,8 @@ type Datapath struct {
 	log      logr.Logger
 	pins     pins
 	features Features
+	loadSpec func() (*ebpf.CollectionSpec, error)
+	types    map[string]*btf.Struct // of the maps' values, by the maps' names
 
 	mu      sync.Mutex
 	objects *objects
@@ -37,21 +40,21 @@ type entry struct {
 }
 
 // Open loads the program and its maps, or adopts those that an earlier agent pinned, clocks included. Adopted
-// devices get this agent's program without a gap.
+// devices get this agent's program without a gap, also where another version of kubepace had other maps.
 func Open(opts Options) (*Datapath, error) {
 	if opts.BPFFS == "" {
 		opts.BPFFS = DefaultBPFFS
+	}
+	if opts.spec == nil {
+		opts.spec = bpf.LoadEgress
 	}
 	features, err := Probe()
 	if err != nil {
 		return nil, err
 	}
 	d := &Datapath{
-		log: opts.Log, pins: pins{root: opts.BPFFS}, features: features,
+		log: opts.Log, pins: pins{root: opts.BPFFS}, features: features, loadSpec: opts.spec,
 		pods: map[string]*entry{}, slots: map[uint32]bool{},
-	}
-	if err := d.pins.create(); err != nil {
-		return nil, err
 	}
 	if err := d.load(); err != nil {
 		return nil, err
@@ -59,6 +62,7 @@ func Open(opts Options) (*Datapath, error) {
 	if err := d.adopt(); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
+	d.migrate()
 	return d, nil
 }
 

@@ -26,7 +26,10 @@ const (
 
 // paceLimit is the form in which the program reads a limit.
 func paceLimit(rate bandwidth.Rate, mode Mode) bpf.EgressPaceLimit {
-	bps := uint64(rate.BitsPerSecond())
+	return paceLimitBps(uint64(rate.BitsPerSecond()), mode)
+}
+
+func paceLimitBps(bps uint64, mode Mode) bpf.EgressPaceLimit {
 	horizon := HorizonPolicing
 	if mode == ModePacing {
 		horizon = HorizonPacing

@@ -11,6 +11,7 @@ import (
 	"os"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 
 	"github.com/kubepace/kubepace/bpf"
 )
@@ -40,15 +41,21 @@ func (d *Datapath) load() error {
 	if err != nil {
 		return err
 	}
+	if d.pins.layout, err = layoutOf(spec); err != nil {
+		return err
+	}
+	if err := d.pins.create(); err != nil {
+		return err
+	}
+	if err := d.setHashSeed(spec); err != nil {
+		return err
+	}
 	replacements, err := d.pinnedMaps()
 	if err != nil {
 		return err
 	}
 	defer closeMaps(replacements)
 	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replacements})
-	if errors.Is(err, ebpf.ErrMapIncompatible) {
-		return fmt.Errorf("the maps pinned under %s are of another version of kubepace; `kubepace-enforcer cleanup` removes them, and the limits with them: %w", d.pins.dir(), err)
-	}
 	if err != nil {
 		return fmt.Errorf("load the egress program: %w", err)
 	}
@@ -61,24 +68,18 @@ func (d *Datapath) load() error {
 		return fmt.Errorf("assign the egress program's objects: %w", err)
 	}
 	d.inner = spec.Maps[bpf.EgressMapKubepaceFlows].InnerMap
-	return nil
+	d.types, err = typesOf(spec)
+	return err
 }
 
 // spec is the compiled program with this kernel's settings.
 func (d *Datapath) spec() (*ebpf.CollectionSpec, error) {
-	spec, err := bpf.LoadEgress()
+	spec, err := d.loadSpec()
 	if err != nil {
 		return nil, fmt.Errorf("read the egress program: %w", err)
 	}
 	delete(spec.Maps, ".bss") // holds a type for the compiler, no data
 	delete(spec.Variables, bpf.EgressVarKubepaceUnused)
-	seed, err := d.hashSeed(spec)
-	if err != nil {
-		return nil, err
-	}
-	if err := spec.Variables[bpf.EgressVarHashSeed].Set(seed); err != nil {
-		return nil, fmt.Errorf("set the hash seed: %w", err)
-	}
 	canStamp := uint32(0)
 	if d.features.Stamp {
 		canStamp = 1
@@ -87,6 +88,17 @@ func (d *Datapath) spec() (*ebpf.CollectionSpec, error) {
 		return nil, fmt.Errorf("set can_stamp: %w", err)
 	}
 	return spec, nil
+}
+
+func (d *Datapath) setHashSeed(spec *ebpf.CollectionSpec) error {
+	seed, err := d.hashSeed(spec)
+	if err != nil {
+		return err
+	}
+	if err := spec.Variables[bpf.EgressVarHashSeed].Set(seed); err != nil {
+		return fmt.Errorf("set the hash seed: %w", err)
+	}
+	return nil
 }
 
 // hashSeed is the pinned program's, so that its flows stay where they are; else a new one.
@@ -213,22 +225,44 @@ func Cleanup(bpffs string) error {
 	if bpffs == "" {
 		bpffs = DefaultBPFFS
 	}
-	p := pins{root: bpffs}
-	m, err := ebpf.LoadPinnedMap(p.file(bpf.EgressMapKubepaceDevices), nil)
-	if err == nil {
-		defer m.Close()
-		devices, err := readDevices(m)
-		if err != nil {
+	root := pins{root: bpffs}
+	spec, err := bpf.LoadEgress()
+	if err != nil {
+		return fmt.Errorf("read the egress program: %w", err)
+	}
+	types, err := typesOf(spec)
+	if err != nil {
+		return err
+	}
+	for _, p := range root.all() {
+		if err := p.detachAll(types); err != nil {
 			return err
 		}
+	}
+	return root.remove()
+}
+
+// detachAll takes the program off every device of one layout, which may be another version's.
+func (p pins) detachAll(types map[string]*btf.Struct) error {
+	old, err := openEarlier(p, types, bpf.EgressMapKubepaceDevices)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer closeMaps(old.maps)
+	slots, err := old.devices()
+	if err != nil {
+		return err
+	}
+	for _, devices := range slots {
 		for ifindex, record := range devices {
 			own := record.Flags&bpf.EgressKubepaceDeviceFlagsKUBEPACE_OWN_CLSACT != 0
 			if err := detach(p, ifindex, own); err != nil {
 				return err
 			}
 		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("load pinned devices: %w", err)
 	}
-	return p.remove()
+	return nil
 }

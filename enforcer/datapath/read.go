@@ -25,7 +25,14 @@ func Read(bpffs string) ([]State, error) {
 	if bpffs == "" {
 		bpffs = DefaultBPFFS
 	}
-	p := pins{root: bpffs}
+	layout, err := ownLayout()
+	if err != nil {
+		return nil, err
+	}
+	p := pins{bpffs, layout}
+	if others := p.others(); !p.exist() && len(others) > 0 {
+		return nil, fmt.Errorf("what is pinned under %s is of another version of kubepace; its limits are in force, and this version's agent takes them over when it starts", others[0].dir())
+	}
 	if !p.exist() {
 		return nil, fmt.Errorf("nothing is pinned under %s: %w", p.dir(), fs.ErrNotExist)
 	}

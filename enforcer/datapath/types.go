@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/go-logr/logr"
 
 	"github.com/kubepace/kubepace/bandwidth"
@@ -98,6 +99,8 @@ type State struct {
 type Options struct {
 	BPFFS string // DefaultBPFFS if empty; created, and bpffs mounted at its parent, where missing
 	Log   logr.Logger
+
+	spec func() (*ebpf.CollectionSpec, error) // the program; bpf.LoadEgress if nil
 }
 
 // Features are the abilities of the running kernel that decide between pacing and policing.
