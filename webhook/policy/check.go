@@ -4,6 +4,7 @@ package policy
 
 import (
 	"fmt"
+	"strings"
 
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -18,8 +19,8 @@ func (p Policy) Check(pod Pod) Decision {
 		d.Warnings = nil // the mutating half has given them
 		return d
 	}
-	changes := d.Changes
-	d.Changes, d.Warnings = nil, nil
+	changes, containers := d.Changes, d.Containers
+	d.Changes, d.Containers, d.Warnings = nil, nil, nil
 	for _, c := range changes {
 		switch {
 		case c.Key == bandwidth.AnnotationEgress:
@@ -32,7 +33,23 @@ func (p Policy) Check(pod Pod) Decision {
 			d.Warnings = append(d.Warnings, fmt.Sprintf("annotation %s does not fit the limit: it should be %q", c.Key, c.Value))
 		}
 	}
+	p.checkCount(pod, &d, containers)
 	return d
+}
+
+// checkCount refuses a new pod whose count is not its limit. Where nothing counts, what a pod carries does no harm but to
+// its own scheduling.
+func (p Policy) checkCount(pod Pod, d *Decision, changes []ContainerChange) {
+	switch {
+	case len(changes) == 0 || d.Count != 0 && pod.Charge() == d.Count:
+	case d.Count == 0:
+		d.Warnings = append(d.Warnings, fmt.Sprintf("%s: nothing in namespace %q counts it", changes[0].path(), p.Namespace))
+	default:
+		d.Violations = field.ErrorList{field.Invalid(changes[0].path(), pod.Charge().String(), fmt.Sprintf(
+			"the pod is to be counted with its egress limit %v (%s); try again, or write that into its first container's requests and limits",
+			d.Count, strings.Join(p.CountedBy, ", ")))}
+		d.Reason = ReasonDenied
+	}
 }
 
 // unfinished says how the limit differs from the one that admission would have written.

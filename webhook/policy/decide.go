@@ -27,6 +27,7 @@ const (
 	ReasonHostNetwork Reason = "host-network" // left alone: it has no device of its own
 	ReasonMirror      Reason = "mirror"       // left alone: the node runs the manifest, not this object
 	ReasonOff         Reason = "off"          // left alone: the namespace's mode
+	ReasonHeld        Reason = "held"         // no limit applies any more, but the pod is counted with the one that it has
 )
 
 // Pod is what the policy reads of a pod.
@@ -36,6 +37,10 @@ type Pod struct {
 	// Mirror: the kubelet's copy of a static pod. Nobody gains by forging it: a kubelet does not run such pods, and
 	// the API server lets nobody add or remove the mark later.
 	Mirror bool
+	// Containers and InitContainers, with what they carry of our resource.
+	Containers, InitContainers []Container
+	// Standing is nil for a pod that is being created.
+	Standing *Standing
 }
 
 // Change is one annotation to set or to remove.
@@ -53,6 +58,9 @@ type Decision struct {
 	Requested  string         // what the author wrote, where it was refused or Limit's text differs from it
 	Source     string         // a bandwidth.Source constant; empty without a limit
 	Changes    []Change       // in the order of Keys; empty in dry-run mode
+	Count      bandwidth.Rate // what a new pod is counted with: one container's request and limit; zero: not counted
+	Containers []ContainerChange
+	Allowed    bandwidth.Rate // what the policy would allow, where a pod that exists has to keep less; else zero
 	Warnings   []string       // for whoever sent the request
 	Violations field.ErrorList
 }
@@ -61,7 +69,10 @@ type Decision struct {
 func (d Decision) Denied() bool { return len(d.Violations) > 0 }
 
 // Decide gives the verdict on a pod that may still be changed.
-func (p Policy) Decide(pod Pod) Decision {
+func (p Policy) Decide(pod Pod) Decision { return p.decide(pod, false) }
+
+// decide holds a pod that exists to what it is counted with: anew means that the limit is not its author's present word.
+func (p Policy) decide(pod Pod, anew bool) Decision {
 	switch {
 	case p.Mode == bandwidth.ModeOff:
 		return Decision{Mode: p.Mode, Reason: ReasonOff}
@@ -70,8 +81,10 @@ func (p Policy) Decide(pod Pod) Decision {
 	case pod.HostNetwork:
 		return p.leaveHostNetwork(pod)
 	}
-	d := p.limit(pod.Annotations)
+	d, direct := p.limit(pod)
 	d.Mode = p.Mode
+	p.hold(pod, &d, direct && !anew)
+	p.count(pod, &d)
 	if d.Denied() {
 		d.Reason = ReasonDenied
 	} else {
@@ -85,23 +98,25 @@ func (p Policy) Decide(pod Pod) Decision {
 }
 
 // limit finds the pod's rate, provenance and violations.
-func (p Policy) limit(annotations map[string]string) Decision {
+// direct: it is what the author says now.
+func (p Policy) limit(pod Pod) (d Decision, direct bool) {
+	annotations := pod.Annotations
 	text, asked := annotations[bandwidth.AnnotationEgress]
 	if !asked {
-		return p.byDefault()
+		return p.byDefault(), false
 	}
 	rate, err := bandwidth.Parse(text)
 	if err != nil {
 		detail := fmt.Sprintf("%s; write bits per second like %q", reasonOf(err), p.example())
-		return Decision{Requested: shorten(text), Violations: field.ErrorList{p.invalid(text, detail)}}
+		return Decision{Requested: shorten(text), Violations: field.ErrorList{p.invalid(text, detail)}}, true
 	}
-	if p.isDefault(annotations, rate) {
-		return p.byDefault()
+	if p.isDefault(pod, rate) {
+		return p.byDefault(), false
 	}
-	if request, earlier, ok := p.standingRequest(annotations, rate); ok {
-		text, rate = request, earlier
+	if request, earlier, ok := p.standingRequest(pod, rate); ok {
+		return p.bound(request, earlier), false
 	}
-	return p.bound(text, rate)
+	return p.bound(text, rate), true
 }
 
 func (p Policy) byDefault() Decision {
@@ -112,15 +127,20 @@ func (p Policy) byDefault() Decision {
 }
 
 // isDefault knows our own earlier stamp. Whoever forges it gets what they would have got without.
-func (p Policy) isDefault(annotations map[string]string, rate bandwidth.Rate) bool {
+func (p Policy) isDefault(pod Pod, rate bandwidth.Rate) bool {
+	annotations, given := pod.Annotations, p.Default.Rate
+	if most, _ := p.ceiling(pod); most > 0 {
+		given = min(given, most)
+	}
 	_, requested := annotations[bandwidth.AnnotationRequested]
-	return !requested && p.Default.Rate == rate && annotations[bandwidth.AnnotationSource] == p.Default.Source &&
+	return !requested && given == rate && annotations[bandwidth.AnnotationSource] == p.Default.Source &&
 		annotations[bandwidth.AnnotationEgress] == rate.String()
 }
 
 // standingRequest returns what the author asked for earlier, if the present annotation is what we made of it. Anything
 // else in the requested key is forged, or older than a new annotation, which replaces it.
-func (p Policy) standingRequest(annotations map[string]string, rate bandwidth.Rate) (string, bandwidth.Rate, bool) {
+func (p Policy) standingRequest(pod Pod, rate bandwidth.Rate) (string, bandwidth.Rate, bool) {
+	annotations := pod.Annotations
 	text, ok := annotations[bandwidth.AnnotationRequested]
 	if !ok || annotations[bandwidth.AnnotationEgress] != rate.String() {
 		return "", 0, false
@@ -132,6 +152,9 @@ func (p Policy) standingRequest(annotations map[string]string, rate bandwidth.Ra
 	granted := earlier
 	if p.OverMax == bandwidth.OverMaxCap && len(p.Maxes) > 0 {
 		granted = min(granted, p.Maxes[0].Rate)
+	}
+	if most, _ := p.ceiling(pod); most > 0 {
+		granted = min(granted, most)
 	}
 	return text, earlier, granted == rate
 }
@@ -195,7 +218,7 @@ func (d *Decision) pretend() {
 	for i, w := range d.Warnings {
 		d.Warnings[i] = "egress dry-run, nothing changed: " + w
 	}
-	d.Changes, d.Violations = nil, nil
+	d.Changes, d.Violations, d.Containers, d.Count = nil, nil, nil, 0
 }
 
 // changes compares the decision with the pod's annotations.

@@ -216,7 +216,7 @@ func TestDecide(t *testing.T) {
 	}}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			d := Resolve(tt.cluster, Namespace{"team-a", tt.labels}).Decide(tt.pod)
+			d := Resolve(tt.cluster, Namespace{Name: "team-a", Labels: tt.labels}).Decide(tt.pod)
 			if diff := cmp.Diff(tt.want, verdictOf(tt.pod, d)); diff != "" {
 				t.Errorf("(-want +got)\n%s", diff)
 			}
@@ -283,7 +283,7 @@ func TestProblems(t *testing.T) {
 			if tt.ask != "" {
 				pod.Annotations = texts{egress: tt.ask}
 			}
-			p := Resolve(tt.cluster, Namespace{"team-a", tt.labels})
+			p := Resolve(tt.cluster, Namespace{Name: "team-a", Labels: tt.labels})
 			d := p.Decide(pod)
 			if diff := cmp.Diff([]string{tt.problem}, p.Problems); diff != "" {
 				t.Errorf("problems (-want +got)\n%s", diff)
@@ -336,7 +336,7 @@ func TestCheck(t *testing.T) {
 	}}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			d := Resolve(Cluster{}, Namespace{"team-a", tt.labels}).Check(tt.pod)
+			d := Resolve(Cluster{}, Namespace{Name: "team-a", Labels: tt.labels}).Check(tt.pod)
 			if diff := cmp.Diff(tt.want, verdictOf(tt.pod, d)); diff != "" {
 				t.Errorf("(-want +got)\n%s", diff)
 			}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/kubepace/kubepace/bandwidth"
 )
@@ -52,6 +53,8 @@ func (c Cluster) Validate() error {
 type Namespace struct {
 	Name   string
 	Labels map[string]string
+	Ranges []Range // entries of its LimitRanges that name our resource
+	Quotas []Quota // its ResourceQuotas that name us
 }
 
 // Bound is one rate of a policy together with the object that set it.
@@ -64,15 +67,19 @@ type Bound struct {
 
 // Policy is what holds for the pods of one namespace.
 type Policy struct {
-	Mode     string   // a bandwidth.Mode constant
-	OverMax  string   // a bandwidth.OverMax constant
-	Default  Bound    // for pods that ask for none; a zero Rate means that they stay unlimited
-	Mins     []Bound  // every minimum, tightest (highest) first
-	Maxes    []Bound  // every maximum, tightest (lowest) first
-	Problems []string // settings that could not be applied, each naming its object; to be shown to people
+	Namespace string   // its name
+	Mode      string   // a bandwidth.Mode constant
+	OverMax   string   // a bandwidth.OverMax constant
+	Default   Bound    // for pods that ask for none; a zero Rate means that they stay unlimited
+	Mins      []Bound  // every minimum, tightest (highest) first
+	Maxes     []Bound  // every maximum, tightest (lowest) first
+	CountedBy []string // who wants pods to carry our resource, such as `ResourceQuota "egress"`; none: pods carry none
+	Ranges    []string // the LimitRanges among them
+	Quotas    []string // the ResourceQuotas among them
+	Problems  []string // settings that could not be applied, each naming its object; to be shown to people
 }
 
-// settings are what one source says. LimitRanges will be one more source.
+// settings are what one source says.
 type settings struct {
 	def, min, max Bound
 }
@@ -82,18 +89,26 @@ type resolver struct {
 	Policy
 	namespace Namespace
 	defaults  []Bound
-	badMax    string // why the namespace's maximum cannot be read; empty when it can
+	badMaxes  []string // maximums that cannot be read, and why
 }
 
-// Resolve merges the cluster's settings with a namespace's labels; the tightest wins. It never fails: a label that
-// cannot be read is reported in Problems and replaced by the tightest setting that can.
+// Resolve merges the cluster's settings with a namespace's labels, LimitRanges and ResourceQuotas; the tightest wins. It
+// never fails: what cannot be read is reported in Problems and replaced by the tightest setting that can.
 func Resolve(cluster Cluster, namespace Namespace) Policy {
 	r := &resolver{namespace: namespace}
+	r.Policy.Namespace = namespace.Name
 	r.Mode = r.choice(bandwidth.LabelMode, bandwidth.ModeEnforce, bandwidth.ModeDryRun, bandwidth.ModeOff)
 	// A misspelt "deny" becomes "cap": either way no pod gets more than the maximum, and capping stops no rollout.
 	r.OverMax = r.choice(bandwidth.LabelOverMax, bandwidth.OverMaxCap, bandwidth.OverMaxDeny)
 	// The namespace first: among equals the more specific source gives its name.
 	r.add(r.labels())
+	r.addRanges(namespace.Ranges)
+	r.addQuotas(namespace.Quotas)
+	if text, ok := namespace.Labels[bandwidth.LabelAccount]; ok && text == bandwidth.AccountAlways {
+		r.countedBy("label " + bandwidth.LabelAccount)
+	} else if ok {
+		r.problem("namespace %q: label %s: %q is not %q; it is ignored", namespace.Name, bandwidth.LabelAccount, text, bandwidth.AccountAlways)
+	}
 	r.add(flags(cluster))
 	r.settle()
 	return r.Policy
@@ -115,7 +130,9 @@ func (r *resolver) labels() settings {
 	if s.min, bad = r.label(bandwidth.LabelMin); bad != "" {
 		r.problem("%s; there is no such minimum until it is mended", bad)
 	}
-	s.max, r.badMax = r.label(bandwidth.LabelMax)
+	if s.max, bad = r.label(bandwidth.LabelMax); bad != "" {
+		r.badMaxes = append(r.badMaxes, bad)
+	}
 	return s
 }
 
@@ -175,15 +192,16 @@ func (r *resolver) settle() {
 // mistyped label stop every restart in the namespace, to protect nobody more than its first day did. Every author is
 // warned, and nothing is lost: once the label is mended the requests stand in the pods.
 func (r *resolver) settleBadMax() {
+	bad := strings.Join(r.badMaxes, "; ")
 	switch {
-	case r.badMax == "":
+	case bad == "":
 	case len(r.defaults) > 0 && (len(r.Maxes) == 0 || r.defaults[0].Rate < r.Maxes[0].Rate):
 		r.Maxes = slices.Insert(r.Maxes, 0, r.defaults[0])
-		r.problem("%s; %s is the maximum until it is mended", r.badMax, r.defaults[0].describe("default"))
+		r.problem("%s; %s is the maximum until it is mended", bad, r.defaults[0].describe("default"))
 	case len(r.Maxes) > 0:
-		r.problem("%s; %s applies", r.badMax, r.Maxes[0].describe("maximum"))
+		r.problem("%s; %s applies", bad, r.Maxes[0].describe("maximum"))
 	default:
-		r.problem("%s; NO MAXIMUM APPLIES until it is mended", r.badMax)
+		r.problem("%s; NO MAXIMUM APPLIES until it is mended", bad)
 	}
 }
 
