@@ -70,11 +70,11 @@ func (b *Bindings) subject(ctx context.Context, req admission.Request) (*object,
 	if err != nil || !o.carriesLimit() {
 		return nil, "", err
 	}
-	labels, err := b.Namespaces.Labels(ctx, req.Namespace)
+	ns, err := b.Namespaces.Settings(ctx, req.Namespace)
 	if err != nil {
 		return nil, "", err
 	}
-	mode := policy.Resolve(policy.Cluster{}, policy.Namespace{Name: req.Namespace, Labels: labels}).Mode
+	mode := policy.Resolve(policy.Cluster{}, ns).Mode
 	if mode == bandwidth.ModeOff {
 		return nil, mode, nil
 	}

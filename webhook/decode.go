@@ -3,6 +3,7 @@
 package webhook
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 
@@ -20,8 +21,43 @@ type object struct {
 		DeletionTimestamp *string           `json:"deletionTimestamp"`
 	} `json:"metadata"`
 	Spec struct {
-		HostNetwork bool `json:"hostNetwork"`
+		HostNetwork    bool        `json:"hostNetwork"`
+		Containers     []container `json:"containers"`
+		InitContainers []container `json:"initContainers"`
 	} `json:"spec"`
+}
+
+// container is the part of a container that admission reads.
+type container struct {
+	RestartPolicy *string    `json:"restartPolicy"`
+	Resources     *resources `json:"resources"`
+}
+
+// resources tells a missing map from an empty one: a patch has to make it.
+type resources struct {
+	Requests *amounts `json:"requests"`
+	Limits   *amounts `json:"limits"`
+}
+
+// amounts holds our resource only; the key is bandwidth.Resource.
+type amounts struct {
+	Egress *amount `json:"kubepace.io/egress-bandwidth"`
+}
+
+// amount is the text of a quantity, which JSON may hold as a string or as a number.
+type amount string
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (a *amount) UnmarshalJSON(raw []byte) error {
+	*a = amount(bytes.Trim(raw, `"`))
+	return nil
+}
+
+func (a *amounts) text() string {
+	if a == nil || a.Egress == nil {
+		return ""
+	}
+	return string(*a.Egress)
 }
 
 // decode reads an object as the API server encodes it: field names match in their exact case only.
@@ -39,7 +75,30 @@ func decode(raw []byte) (*object, error) {
 // pod gives what the policy judges.
 func (o *object) pod() policy.Pod {
 	_, mirror := o.Metadata.Annotations[corev1.MirrorPodAnnotationKey]
-	return policy.Pod{Annotations: o.Metadata.Annotations, HostNetwork: o.Spec.HostNetwork, Mirror: mirror}
+	return policy.Pod{
+		Annotations: o.Metadata.Annotations, HostNetwork: o.Spec.HostNetwork, Mirror: mirror,
+		Containers: policyContainers(o.Spec.Containers), InitContainers: policyContainers(o.Spec.InitContainers),
+	}
+}
+
+func policyContainers(list []container) []policy.Container {
+	out := make([]policy.Container, len(list))
+	for i, c := range list {
+		out[i].Sidecar = c.RestartPolicy != nil && *c.RestartPolicy == string(corev1.ContainerRestartPolicyAlways)
+		if c.Resources != nil {
+			out[i].Amount = policy.Amount{Request: c.Resources.Requests.text(), Limit: c.Resources.Limits.text()}
+		}
+	}
+	return out
+}
+
+// standing is what an object already had, as the old one of an update.
+func (o *object) standing() *policy.Standing {
+	rate, err := bandwidth.Parse(o.Metadata.Annotations[bandwidth.AnnotationEgress])
+	if err != nil {
+		rate = 0
+	}
+	return &policy.Standing{Limit: rate}
 }
 
 // carriesLimit reports whether one of our annotations is there.

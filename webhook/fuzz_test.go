@@ -5,12 +5,14 @@ package webhook
 import (
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
 	"gomodules.xyz/jsonpatch/v2"
 	admissionv1 "k8s.io/api/admission/v1"
 
+	"github.com/kubepace/kubepace/bandwidth"
 	"github.com/kubepace/kubepace/webhook/policy"
 )
 
@@ -23,7 +25,11 @@ func FuzzReview(f *testing.F) {
 	} {
 		f.Add([]byte(review("CREATE", "team", object, "")))
 		f.Add([]byte(review("UPDATE", "deny", object, pod(""))))
+		f.Add([]byte(review("CREATE", "quota", object, "")))
 	}
+	carrying := podWith(`{},{"resources":{"requests":{"kubepace.io/egress-bandwidth":7}}}`, `{"resources":{"limits":{"kubepace.io/egress-bandwidth":"9E"}}}`)
+	f.Add([]byte(review("CREATE", "quota", carrying, "")))
+	f.Add([]byte(review("UPDATE", "quota", carrying, pod(""))))
 	f.Add([]byte(`{"kind":"AdmissionReview"}`))
 	handlers := newMux(nil)
 	f.Fuzz(func(t *testing.T, body []byte) {
@@ -54,19 +60,31 @@ func requireReview(t *testing.T, body []byte) {
 		t.Fatal(err)
 	}
 	for _, op := range ops {
-		var keys []string
-		if value, ok := op.Value.(map[string]any); ok && op.Path == annotationsPath {
-			for key := range value {
-				keys = append(keys, key)
-			}
-		} else {
-			key := strings.NewReplacer("~1", "/", "~0", "~").Replace(strings.TrimPrefix(op.Path, annotationsPath+"/"))
-			keys = append(keys, key)
-		}
-		for _, key := range keys {
-			if !strings.Contains(strings.Join(policy.Keys, " "), key) {
+		for _, key := range touched(op) {
+			if !slices.Contains(policy.Keys, key) && key != bandwidth.Resource {
 				t.Fatalf("patch touches %q: %s", key, out.Response.Patch)
 			}
 		}
 	}
+}
+
+// touched are the keys of annotations and resources that an operation names.
+func touched(op jsonpatch.JsonPatchOperation) []string {
+	var keys func(value any) []string
+	keys = func(value any) []string {
+		var out []string
+		for key, inner := range value.(map[string]any) {
+			if key == "requests" || key == "limits" {
+				out = append(out, keys(inner)...)
+			} else {
+				out = append(out, key)
+			}
+		}
+		return out
+	}
+	if _, ok := op.Value.(map[string]any); ok {
+		return keys(op.Value)
+	}
+	key := op.Path[strings.LastIndex(op.Path, "/")+1:]
+	return []string{strings.NewReplacer("~1", "/", "~0", "~").Replace(key)}
 }

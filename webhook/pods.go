@@ -16,33 +16,34 @@ import (
 type Pods struct {
 	// Cluster is the administrator's policy, already validated.
 	Cluster policy.Cluster
-	// Namespaces finds the labels that go with a request.
+	// Namespaces finds the settings that go with a request.
 	Namespaces Namespaces
 	// Metrics counts decisions; nil counts nothing.
 	Metrics *Metrics
 }
 
-// subject decodes the pod under review. It is nil where the request cannot matter: a pod on its way out, or an update
-// that leaves our annotations alone. matchConditions keep such calls away; they are not relied upon.
-func subject(req admission.Request) (*object, error) {
+// subject decodes the pod under review, and what it had before where it exists already. The object is nil where the
+// request cannot matter: a pod on its way out, or an update that leaves our annotations alone. matchConditions keep such
+// calls away; they are not relied upon.
+func subject(req admission.Request) (*object, *policy.Standing, error) {
 	o, err := decode(req.Object.Raw)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if o.Metadata.DeletionTimestamp != nil {
-		return nil, nil
+		return nil, nil, nil
 	}
 	if req.Operation != admissionv1.Update {
-		return o, nil
+		return o, nil, nil
 	}
 	old, err := decode(req.OldObject.Raw)
 	if err != nil {
-		return nil, fmt.Errorf("old object: %w", err)
+		return nil, nil, fmt.Errorf("old object: %w", err)
 	}
 	if o.sameLimit(old) && !o.marked(old) {
-		return nil, nil
+		return nil, nil, nil
 	}
-	return o, nil
+	return o, old.standing(), nil
 }
 
 // asksAnew reports whether an update leaves the limit alone and changes the re-stamping mark.
@@ -60,11 +61,11 @@ func asksAnew(req admission.Request) bool {
 
 // resolve finds the policy of the request's namespace.
 func (p *Pods) resolve(ctx context.Context, req admission.Request) (policy.Policy, error) {
-	labels, err := p.Namespaces.Labels(ctx, req.Namespace)
+	ns, err := p.Namespaces.Settings(ctx, req.Namespace)
 	if err != nil {
 		return policy.Policy{}, err
 	}
-	return policy.Resolve(p.Cluster, policy.Namespace{Name: req.Namespace, Labels: labels}), nil
+	return policy.Resolve(p.Cluster, ns), nil
 }
 
 // Mutate writes the limit into a pod, or refuses it with every violation at once. An update that changes nothing but the
@@ -84,7 +85,7 @@ func (p *Pods) Validate(ctx context.Context, req admission.Request) (admission.R
 func (p *Pods) judge(ctx context.Context, req admission.Request, half string,
 	verdict func(policy.Policy, policy.Pod) policy.Decision,
 ) (admission.Response, error) {
-	o, err := subject(req)
+	o, standing, err := subject(req)
 	if err != nil {
 		return admission.Response{}, err
 	}
@@ -95,7 +96,9 @@ func (p *Pods) judge(ctx context.Context, req admission.Request, half string,
 	if err != nil {
 		return admission.Response{}, err
 	}
-	d := verdict(pol, o.pod())
+	pod := o.pod()
+	pod.Standing = standing
+	d := verdict(pol, pod)
 	p.Metrics.count(req, half, d)
-	return respond(req, o.Metadata.Annotations, d), nil
+	return respond(req, o, d), nil
 }

@@ -20,6 +20,7 @@ const (
 	auditLimit     = "limit"
 	auditRequested = "requested"
 	auditMode      = "mode"
+	auditCounted   = "counted"
 )
 
 // untouched admits without a word: the request cannot matter to us.
@@ -27,13 +28,13 @@ func untouched() admission.Response {
 	return admission.Response{AdmissionResponse: admissionv1.AdmissionResponse{Allowed: true}}
 }
 
-// respond turns a decision on a pod with these annotations into a response.
-func respond(req admission.Request, annotations map[string]string, d policy.Decision) admission.Response {
+// respond turns a decision on a pod into a response.
+func respond(req admission.Request, o *object, d policy.Decision) admission.Response {
 	r := untouched()
 	if d.Denied() {
 		r = refused(req, "Pod", d.Violations)
 	}
-	r.Patches = patchFor(annotations, d.Changes)
+	r.Patches = append(patchFor(o.Metadata.Annotations, d.Changes), patchContainers(o, d.Containers)...)
 	r.Warnings = d.Warnings
 	r.AuditAnnotations = auditOf(d)
 	return r
@@ -65,6 +66,9 @@ func auditOf(d policy.Decision) map[string]string {
 	audit := map[string]string{auditReason: string(d.Reason)}
 	if d.Limit != 0 && !d.Denied() {
 		audit[auditLimit] = d.Limit.String()
+	}
+	if d.Count != 0 {
+		audit[auditCounted] = d.Count.String()
 	}
 	if d.Requested != "" {
 		audit[auditRequested] = d.Requested

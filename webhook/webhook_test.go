@@ -15,13 +15,17 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
+	admissionv1 "k8s.io/api/admission/v1"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"github.com/kubepace/kubepace/bandwidth"
+	"github.com/kubepace/kubepace/webhook/policy"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -29,16 +33,22 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // fakeNamespaces holds labels by name; a name that is missing is an API failure.
 type fakeNamespaces map[string]map[string]string
 
-func (f fakeNamespaces) Labels(_ context.Context, name string) (map[string]string, error) {
+// Settings gives the namespace "quota" a ResourceQuota as well.
+func (f fakeNamespaces) Settings(_ context.Context, name string) (policy.Namespace, error) {
 	labels, ok := f[name]
 	if !ok {
-		return nil, fmt.Errorf("read namespace %q: connection refused", name)
+		return policy.Namespace{}, fmt.Errorf("read namespace %q: connection refused", name)
 	}
-	return labels, nil
+	ns := policy.Namespace{Name: name, Labels: labels}
+	if name == "quota" {
+		ns.Quotas = []policy.Quota{{Name: "egress", Counts: true}}
+	}
+	return ns, nil
 }
 
 var namespaces = fakeNamespaces{
 	"plain": nil,
+	"quota": nil,
 	"team":  {bandwidth.LabelDefault: "25M", bandwidth.LabelMax: "50M", bandwidth.LabelMin: "1M"},
 	"deny":  {bandwidth.LabelMax: "50M", bandwidth.LabelOverMax: "deny"},
 	"dry":   {bandwidth.LabelMax: "50M", bandwidth.LabelMode: "dry-run"},
@@ -307,9 +317,12 @@ func TestNamespaceReader(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			labels, err := (&NamespaceReader{Cache: tt.cache, Live: tt.live}).Labels(t.Context(), "team")
-			if labels["a"] != tt.want || !errors.Is(err, tt.err) {
-				t.Errorf("got %v, %v", labels, err)
+			ns, err := (&NamespaceReader{Cache: tt.cache, Live: tt.live}).Settings(t.Context(), "team")
+			if ns.Labels["a"] != tt.want || !errors.Is(err, tt.err) {
+				t.Errorf("got %v, %v", ns, err)
+			}
+			if err == nil && (len(ns.Ranges) != 1 || len(ns.Quotas) != 1) {
+				t.Errorf("ranges %+v, quotas %+v, want one each, from where the labels are", ns.Ranges, ns.Quotas)
 			}
 		})
 	}
@@ -321,8 +334,150 @@ func (f readerFunc) Get(_ context.Context, _ client.ObjectKey, o client.Object, 
 	return f(o.(*metav1.PartialObjectMetadata))
 }
 
-func (readerFunc) List(context.Context, client.ObjectList, ...client.ListOption) error {
-	panic("not used")
+// List finds a LimitRange and a ResourceQuota of ours, each beside one that is none of our business.
+func (f readerFunc) List(_ context.Context, list client.ObjectList, _ ...client.ListOption) error {
+	if err := f(&metav1.PartialObjectMetadata{}); err != nil {
+		return err
+	}
+	switch list := list.(type) {
+	case *corev1.LimitRangeList:
+		list.Items = []corev1.LimitRange{limitRange("ours", corev1.LimitTypePod, bandwidth.Resource), limitRange("cpu", corev1.LimitTypePod, "cpu")}
+	case *corev1.ResourceQuotaList:
+		list.Items = []corev1.ResourceQuota{quota("ours", bandwidth.QuotaKey), quota("pods", "pods")}
+	}
+	return nil
+}
+
+func limitRange(name string, kind corev1.LimitType, key corev1.ResourceName) corev1.LimitRange {
+	lr := corev1.LimitRange{Spec: corev1.LimitRangeSpec{Limits: []corev1.LimitRangeItem{
+		{Type: kind, Max: corev1.ResourceList{key: resource.MustParse("50M"), "memory": resource.MustParse("1Gi")}},
+	}}}
+	lr.Name, lr.Namespace, lr.Labels = name, "team", map[string]string{"large": "label"}
+	return lr
+}
+
+func quota(name string, keys ...corev1.ResourceName) corev1.ResourceQuota {
+	q := corev1.ResourceQuota{Spec: corev1.ResourceQuotaSpec{Hard: corev1.ResourceList{"memory": resource.MustParse("1Gi")}}}
+	q.Name, q.Namespace = name, "team"
+	for _, key := range keys {
+		q.Spec.Hard[key] = resource.MustParse("1G")
+	}
+	return q
+}
+
+// TestSettingsCache: what the caches hold says the same to the policy as the whole object, and holds nothing else.
+func TestSettingsCache(t *testing.T) {
+	ours, cpu := limitRange("ours", corev1.LimitTypePod, bandwidth.Resource), limitRange("cpu", corev1.LimitTypePod, "cpu")
+	for _, lr := range []corev1.LimitRange{ours, cpu, limitRange("odd", corev1.LimitTypeContainer, bandwidth.Resource)} {
+		small, err := trimLimitRange(&lr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		trimmed := small.(*corev1.LimitRange)
+		if diff := cmp.Diff(rangesOf(&lr), rangesOf(trimmed)); diff != "" {
+			t.Errorf("%s (-whole +trimmed):\n%s", lr.Name, diff)
+		}
+		if text := fmt.Sprint(trimmed); strings.Contains(text, "memory") || strings.Contains(text, "large") || trimmed.Name != lr.Name {
+			t.Errorf("kept %s", text)
+		}
+	}
+	if got := rangesOf(&cpu); len(got) != 0 {
+		t.Errorf("ranges %+v of a LimitRange that does not name us", got)
+	}
+	for name, tt := range map[string]struct {
+		quota  corev1.ResourceQuota
+		scopes []corev1.ResourceQuotaScope
+		want   policy.Quota
+		ok     bool
+	}{
+		"counts":      {quota("q", bandwidth.QuotaKey), nil, policy.Quota{Name: "q", Counts: true}, true},
+		"never":       {quota("q", "limits."+bandwidth.Resource, bandwidth.Resource), nil, policy.Quota{Name: "q", Others: []string{bandwidth.Resource, "limits." + bandwidth.Resource}}, true},
+		"best effort": {quota("q", bandwidth.QuotaKey), []corev1.ResourceQuotaScope{corev1.ResourceQuotaScopeBestEffort}, policy.Quota{Name: "q", Others: []string{bandwidth.QuotaKey + " in scope BestEffort"}}, true},
+		"others'":     {quota("q", "pods"), nil, policy.Quota{Name: "q"}, false},
+	} {
+		tt.quota.Spec.Scopes = tt.scopes
+		small, err := trimQuota(&tt.quota)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, q := range []*corev1.ResourceQuota{&tt.quota, small.(*corev1.ResourceQuota)} {
+			if got, ok := quotaOf(q); ok != tt.ok || !cmp.Equal(got, tt.want) {
+				t.Errorf("%s: %+v, %v, want %+v", name, got, ok, tt.want)
+			}
+		}
+		if len(small.(*corev1.ResourceQuota).Spec.Hard) > 2 {
+			t.Errorf("%s: kept %v", name, small)
+		}
+	}
+}
+
+// podWith writes a pod with these containers and init containers.
+func podWith(containers, inits string) string {
+	return `{"metadata":{"name":"web","annotations":{"kubernetes.io/egress-bandwidth":"10M","egress.kubepace.io/source":"pod"}},"spec":{"containers":[` + containers + `],"initContainers":[` + inits + `]}}`
+}
+
+// TestContainerPatches: the patch makes the maps that are missing and names no key but ours.
+func TestContainerPatches(t *testing.T) {
+	const at = `/spec/containers/0/resources`
+	for name, tt := range map[string]struct{ namespace, containers, inits, want string }{
+		"no resources": {"quota", `{"name":"a"}`, ``,
+			`[{"op":"add","path":"` + at + `","value":{"limits":{"kubepace.io/egress-bandwidth":"10M"},"requests":{"kubepace.io/egress-bandwidth":"10M"}}}]`},
+		"empty resources": {"quota", `{"resources":{}}`, ``,
+			`[{"op":"add","path":"` + at + `/requests","value":{"kubepace.io/egress-bandwidth":"10M"}},{"op":"add","path":"` + at + `/limits","value":{"kubepace.io/egress-bandwidth":"10M"}}]`},
+		"others'": {"quota", `{"resources":{"requests":{"cpu":"1"},"limits":{"cpu":"1"}}}`, ``,
+			`[{"op":"add","path":"` + at + `/requests/kubepace.io~1egress-bandwidth","value":"10M"},{"op":"add","path":"` + at + `/limits/kubepace.io~1egress-bandwidth","value":"10M"}]`},
+		"another amount": {"quota", `{"resources":{"requests":{"kubepace.io/egress-bandwidth":"1M"},"limits":{"kubepace.io/egress-bandwidth":"1M"}}}`, ``,
+			`[{"op":"replace","path":"` + at + `/requests/kubepace.io~1egress-bandwidth","value":"10M"},{"op":"replace","path":"` + at + `/limits/kubepace.io~1egress-bandwidth","value":"10M"}]`},
+		"a number": {"quota", `{"resources":{"requests":{"kubepace.io/egress-bandwidth":10000000},"limits":{"kubepace.io/egress-bandwidth":1e7}}}`, ``, ``},
+		"null": {"quota", `{"resources":{"requests":{"kubepace.io/egress-bandwidth":null},"limits":{"kubepace.io/egress-bandwidth":"10M"}}}`, ``,
+			`[{"op":"add","path":"` + at + `/requests/kubepace.io~1egress-bandwidth","value":"10M"},{"op":"replace","path":"` + at + `/limits/kubepace.io~1egress-bandwidth","value":"10M"}]`},
+		"only once": {"quota", `{"resources":{"limits":{"kubepace.io/egress-bandwidth":"10M"},"requests":{"kubepace.io/egress-bandwidth":"10M"}}}`, `{"resources":{"limits":{"kubepace.io/egress-bandwidth":"10M"}}}`,
+			`[{"op":"remove","path":"/spec/initContainers/0/resources/limits/kubepace.io~1egress-bandwidth"}]`},
+		"nothing counts": {"plain", `{"resources":{"limits":{"kubepace.io/egress-bandwidth":"10M"},"requests":{"kubepace.io/egress-bandwidth":"10M"}}}`, ``,
+			`[{"op":"remove","path":"` + at + `/requests/kubepace.io~1egress-bandwidth"},{"op":"remove","path":"` + at + `/limits/kubepace.io~1egress-bandwidth"}]`},
+		"nothing to do": {"plain", `{"resources":{"limits":{"cpu":"1"}}}`, ``, ``},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := post(newMux(nil)[PathMutatePods], review("CREATE", tt.namespace, podWith(tt.containers, tt.inits), ""))
+			var out admissionv1.AdmissionReview
+			if err := json.Unmarshal(w.Body.Bytes(), &out); err != nil || !out.Response.Allowed {
+				t.Fatalf("%v: %s", err, w.Body)
+			}
+			var got, want any
+			if len(out.Response.Patch) > 0 {
+				mustDecode(t, out.Response.Patch, &got)
+			}
+			if tt.want != "" {
+				mustDecode(t, []byte(tt.want), &want)
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("patch (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func mustDecode(t *testing.T, raw []byte, into any) {
+	t.Helper()
+	if err := json.Unmarshal(raw, into); err != nil {
+		t.Fatalf("%v: %s", err, raw)
+	}
+}
+
+// TestRaisedAboveTheCount: a running pod, by the update of its annotation.
+func TestRaisedAboveTheCount(t *testing.T) {
+	counted := `{"resources":{"limits":{"kubepace.io/egress-bandwidth":"10M"},"requests":{"kubepace.io/egress-bandwidth":"10M"}}}`
+	old := podWith(counted, "")
+	raised := strings.Replace(old, `"10M"`, `"11M"`, 1)
+	for path, h := range newMux(nil) {
+		if path != PathMutatePods && path != PathValidatePods {
+			continue
+		}
+		got := response(t, post(h, review("UPDATE", "quota", raised, old)))
+		if !strings.Contains(got, "is above 10M, what the pod is counted with") || strings.Contains(got, `"allowed":true`) {
+			t.Errorf("%s: %s", path, got)
+		}
+	}
 }
 
 // A patched pod sent through again needs no patch: reinvocationPolicy IfNeeded.

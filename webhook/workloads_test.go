@@ -19,8 +19,8 @@ import (
 type fakePolicies struct{}
 
 func (fakePolicies) Of(ctx context.Context, name string) (policy.Policy, error) {
-	labels, err := namespaces.Labels(ctx, name)
-	return policy.Resolve(policy.Cluster{}, policy.Namespace{Name: name, Labels: labels}), err
+	ns, err := namespaces.Settings(ctx, name)
+	return policy.Resolve(policy.Cluster{}, ns), err
 }
 
 // workloadWith writes a workload with these template annotations.

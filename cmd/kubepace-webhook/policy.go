@@ -26,11 +26,11 @@ type policies struct {
 
 // Of implements restamp.Policies.
 func (p policies) Of(ctx context.Context, namespace string) (policy.Policy, error) {
-	labels, err := p.namespaces.Labels(ctx, namespace)
+	ns, err := p.namespaces.Settings(ctx, namespace)
 	if err != nil {
 		return policy.Policy{}, err
 	}
-	return policy.Resolve(p.cluster, policy.Namespace{Name: namespace, Labels: labels}), nil
+	return policy.Resolve(p.cluster, ns), nil
 }
 
 // registerSettings puts the checks of what policy teams set, and the forecast for workloads, on the server.
@@ -55,7 +55,7 @@ func restamper(config *rest.Config, o *options, found restamp.Policies) (func(ct
 		return restamp.Add(mgr, restamp.Options{
 			Policies:  found,
 			Governed:  webhook.Governed{Reader: mgr.GetCache(), Configuration: o.MutatingConfiguration},
-			Namespace: webhook.NamespaceMetadata(), Events: clients.CoreV1().Events(corev1.NamespaceAll),
+			Namespace: webhook.NamespaceMetadata(), Also: webhook.SettingsObjects(), Events: clients.CoreV1().Events(corev1.NamespaceAll),
 			PodsPerSecond: o.RestampRate, Metrics: counters,
 		})
 	}, nil

@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"sync/atomic"
 
@@ -55,8 +56,10 @@ func serve(ctx, stop context.Context, config *rest.Config, o *options, log logr.
 		return err
 	}
 	// Asked for now, so that the manager's start waits for it; otherwise the first pod would.
-	if _, err := mgr.GetCache().GetInformer(ctx, webhook.NamespaceMetadata()); err != nil {
-		return fmt.Errorf("watch namespaces: %w", err)
+	for _, kind := range append(webhook.SettingsObjects(), webhook.NamespaceMetadata()) {
+		if _, err := mgr.GetCache().GetInformer(ctx, kind); err != nil {
+			return fmt.Errorf("watch %T: %w", kind, err)
+		}
 	}
 	counters, err := webhook.NewMetrics(metrics.Registry)
 	if err != nil {
@@ -107,17 +110,16 @@ func addSource(mgr ctrl.Manager, o *options, direct client.Client, log logr.Logg
 // cacheOptions narrow every watch to what we read, so that RBAC can name the objects.
 func cacheOptions(o *options) cache.Options {
 	named := func(name string) fields.Selector { return fields.OneTermEqualSelector("metadata.name", name) }
-	return cache.Options{
-		DefaultTransform: cache.TransformStripManagedFields(),
-		ByObject: map[client.Object]cache.ByObject{
-			&corev1.Secret{}: {
-				Namespaces: map[string]cache.Config{o.Namespace: {FieldSelector: named(o.SecretName)}},
-			},
-			&corev1.Pod{}: restamp.PodCache(), // watched by the leader only
-			&admissionv1.MutatingWebhookConfiguration{}:   {Field: named(o.MutatingConfiguration)},
-			&admissionv1.ValidatingWebhookConfiguration{}: {Field: named(o.ValidatingConfiguration)},
+	byObject := map[client.Object]cache.ByObject{
+		&corev1.Secret{}: {
+			Namespaces: map[string]cache.Config{o.Namespace: {FieldSelector: named(o.SecretName)}},
 		},
+		&corev1.Pod{}: restamp.PodCache(), // watched by the leader only
+		&admissionv1.MutatingWebhookConfiguration{}:   {Field: named(o.MutatingConfiguration)},
+		&admissionv1.ValidatingWebhookConfiguration{}: {Field: named(o.ValidatingConfiguration)},
 	}
+	maps.Copy(byObject, webhook.SettingsCache())
+	return cache.Options{DefaultTransform: cache.TransformStripManagedFields(), ByObject: byObject}
 }
 
 // addChecks makes ready mean: serving, with a valid certificate, with synced caches, and not on the way out.
@@ -142,7 +144,7 @@ func addChecks(mgr ctrl.Manager, source certs.Source, server crwebhook.Server, d
 		mgr.AddHealthzCheck("ping", healthz.Ping),
 		mgr.AddReadyzCheck("certificates", source.Ready),
 		mgr.AddReadyzCheck("server", server.StartedChecker()),
-		mgr.AddReadyzCheck("caches", failing(func() bool { return !synced.Load() }, "namespaces are not synced yet")),
+		mgr.AddReadyzCheck("caches", failing(func() bool { return !synced.Load() }, "namespaces, limit ranges and quotas are not synced yet")),
 		mgr.AddReadyzCheck("draining", failing(draining.Load, "shutting down")),
 	)
 }
