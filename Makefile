@@ -42,7 +42,7 @@ test-unit: go-there ## packages by themselves, in seconds; no root needed
 
 .PHONY: test-admission
 test-admission: go-there ## the webhook against a real kube-apiserver and etcd (built on first use: about 10 minutes)
-	assets=$$(tests/kube/build.sh etcd kube-apiserver kubectl) && KUBEBUILDER_ASSETS=$$assets $(gotest) -count=1 ./tests/admission/...
+	assets=$$(tests/kube/build.sh etcd kube-apiserver kubectl kube-controller-manager) && KUBEBUILDER_ASSETS=$$assets $(gotest) -count=1 ./tests/admission/...
 
 .PHONY: test-datapath
 test-datapath: build root-here ## the enforcer on this machine's kernel, in network namespaces (FULL=1: at length); needs root

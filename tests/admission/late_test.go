@@ -98,7 +98,7 @@ func TestReinvocation(t *testing.T) {
 	requireLimits(t, got, egress, "50M", requested, "2G", source, "capped")
 }
 
-// Where the last word is not ours the validating half refuses it, with and without a maximum in the namespace.
+// Where the last word is not ours it is refused: by a policy what CEL can say, by the validating webhook the rest.
 func TestFinalObjectIsChecked(t *testing.T) {
 	c := needCluster(t)
 	const remove = `{"op":"remove","path":"/metadata/annotations/kubernetes.io~1egress-bandwidth"}`
@@ -109,15 +109,15 @@ func TestFinalObjectIsChecked(t *testing.T) {
 	}{
 		{
 			"raised", set("2G"), []string{bandwidth.LabelMax, "50M"},
-			[]string{"bounded-pods.validate.kubepace.io", fieldName, `"2G": is above namespace`, `write at most "50M"`},
+			[]string{"'kubepace-limits'", fieldName, "2G is above it", `write at most "50M"`},
 		},
 		{
 			"respelt", set("10000k"), []string{bandwidth.LabelMax, "50M"},
-			[]string{"bounded-pods.validate.kubepace.io", fieldName, "canonical", `write "10M"`},
+			[]string{`"pods.validate.kubepace.io"`, fieldName, "canonical", `write "10M"`},
 		},
 		{
 			"removed", remove, []string{bandwidth.LabelMax, "50M"},
-			[]string{"bounded-pods.validate.kubepace.io", fieldName, "Required value", `"50M"`},
+			[]string{"'kubepace-limits'", fieldName, "the pod has no limit", `"50M"`},
 		},
 		{
 			"raised above the cluster's maximum", set("2T"), nil,
@@ -142,7 +142,7 @@ func TestFinalObjectIsChecked(t *testing.T) {
 	}
 }
 
-// Without the mutating half (its configuration is gone) nothing gets past the validating one where a maximum is set.
+// Without the mutating half (its configuration is gone) nothing gets past what comes after it where a maximum is set.
 func TestMutationBypassed(t *testing.T) {
 	c := needCluster(t)
 	ns := c.namespace(t, bandwidth.LabelMax, "50M")
@@ -174,9 +174,9 @@ func TestMutationBypassed(t *testing.T) {
 		pod   *corev1.Pod
 		words []string
 	}{
-		{"too much", pod("p", egress, "1G"), []string{fieldName, "is above"}},
-		{"not canonical", pod("p", egress, "10000k"), []string{fieldName, "canonical"}},
-		{"without a limit", pod("p"), []string{fieldName, "Required value", `"50M"`}},
+		{"too much", pod("p", egress, "1G"), []string{"'kubepace-limits'", fieldName, "is above"}},
+		{"not canonical", pod("p", egress, "10000k"), []string{`"pods.validate.kubepace.io"`, fieldName, "canonical"}},
+		{"without a limit", pod("p"), []string{"'kubepace-limits'", fieldName, "the pod has no limit", `"50M"`}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -185,7 +185,7 @@ func TestMutationBypassed(t *testing.T) {
 				_, err = shared.as(t, "").CoreV1().Pods(ns).Create(t.Context(), tt.pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 				return err != nil
 			})
-			requireRefused(t, err, append(tt.words, "bounded-pods.validate.kubepace.io")...)
+			requireRefused(t, err, tt.words...)
 		})
 	}
 	got, _, err := create(t, ns, pod("fine", egress, "10M"))

@@ -122,8 +122,10 @@ func TestOldBadLabel(t *testing.T) {
 			return err == nil
 		})
 	})
+	tries := 0
 	eventually(t, "the check to be back", func() bool {
-		_, err := tryLabels(t, ns, `{"`+bandwidth.LabelMode+`":"x"}`)
+		tries++ // what slips in is no change the next time
+		_, err := tryLabels(t, ns, fmt.Sprintf(`{"%s":"x%d"}`, bandwidth.LabelMode, tries))
 		return err != nil
 	})
 	for _, labels := range []string{`{"team":"a"}`, `{"` + bandwidth.LabelDefault + `":"10M"}`, `{"` + bandwidth.LabelMax + `":null}`} {

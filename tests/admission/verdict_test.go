@@ -239,7 +239,7 @@ func TestAudit(t *testing.T) {
 		for line := range bytes.Lines(content) {
 			if bytes.Contains(line, []byte(`"namespace":"`+ns+`"`)) &&
 				bytes.Contains(line, []byte(`"pods.mutate.kubepace.io/limit":"50M"`)) &&
-				bytes.Contains(line, []byte(`"bounded-pods.validate.kubepace.io/reason":"capped"`)) {
+				bytes.Contains(line, []byte(`"pods.validate.kubepace.io/reason":"capped"`)) {
 				return true
 			}
 		}

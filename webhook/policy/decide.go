@@ -61,6 +61,7 @@ type Decision struct {
 	Count      bandwidth.Rate // what a new pod is counted with: one container's request and limit; zero: not counted
 	Containers []ContainerChange
 	Allowed    bandwidth.Rate // what the policy would allow, where a pod that exists has to keep less; else zero
+	Ceiling    string         // why it has to, and how much it keeps; empty where it has not
 	Warnings   []string       // for whoever sent the request
 	Violations field.ErrorList
 }

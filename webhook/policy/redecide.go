@@ -19,7 +19,8 @@ func (p Policy) Redecide(pod Pod) Decision {
 	d := p.decide(said, true)
 	if _, asks := said.Annotations[bandwidth.AnnotationEgress]; !asks && d.Denied() {
 		// No limit applies any more, and a pod that is counted cannot be let go: it keeps what it has.
-		return Decision{Mode: d.Mode, Reason: ReasonHeld, Limit: pod.Standing.Limit}
+		_, why := p.ceiling(pod)
+		return Decision{Mode: d.Mode, Reason: ReasonHeld, Limit: pod.Standing.Limit, Ceiling: why}
 	}
 	if d.Mode == bandwidth.ModeEnforce && !d.Denied() && !p.leftAlone(d.Reason) {
 		d.Changes = d.changes(pod.Annotations)

@@ -213,7 +213,7 @@ func (p Policy) hold(pod Pod, d *Decision, direct bool) {
 			d.Source, d.Reason = bandwidth.SourceCapped, bandwidth.SourceCapped
 			d.Requested = d.Limit.String()
 		}
-		d.Allowed, d.Limit = d.Limit, most
+		d.Allowed, d.Limit, d.Ceiling = d.Limit, most, why
 	}
 }
 

@@ -123,15 +123,20 @@ func (r recording) Start(ctx context.Context) error {
 // podHandler asks for a verdict on a pod that is new or whose annotations of ours changed.
 func (r *reconciler) podHandler() handler.TypedEventHandler[client.Object, key] {
 	add := func(o client.Object, q queue) { q.AddAfter(key{o.GetNamespace(), o.GetName()}, settle) }
+	recount := func(o client.Object, q queue) { q.AddAfter(key{Namespace: o.GetNamespace()}, gather) }
 	return handler.TypedFuncs[client.Object, key]{
-		CreateFunc: func(_ context.Context, e event.TypedCreateEvent[client.Object], q queue) { add(e.Object, q) },
+		CreateFunc: func(_ context.Context, e event.TypedCreateEvent[client.Object], q queue) {
+			add(e.Object, q)
+			recount(e.Object, q)
+		},
 		UpdateFunc: func(_ context.Context, e event.TypedUpdateEvent[client.Object], q queue) {
 			if e.ObjectOld.GetUID() != e.ObjectNew.GetUID() || !maps.Equal(e.ObjectOld.GetAnnotations(), e.ObjectNew.GetAnnotations()) {
 				add(e.ObjectNew, q)
 			}
 		},
-		DeleteFunc: func(_ context.Context, e event.TypedDeleteEvent[client.Object], _ queue) {
+		DeleteFunc: func(_ context.Context, e event.TypedDeleteEvent[client.Object], q queue) {
 			r.state.forgetPod(key{e.Object.GetNamespace(), e.Object.GetName()})
+			recount(e.Object, q)
 		},
 	}
 }

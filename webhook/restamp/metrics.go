@@ -9,19 +9,47 @@ import (
 )
 
 // Metrics counts what became of running pods. It outlives the terms of a leader.
-type Metrics struct{ pods *prometheus.CounterVec }
+type Metrics struct {
+	pods          *prometheus.CounterVec
+	uncountedPods *prometheus.GaugeVec
+	uncountedBits *prometheus.GaugeVec
+}
 
-// NewMetrics registers the counter.
+// NewMetrics registers the metrics.
 func NewMetrics(registry prometheus.Registerer) (*Metrics, error) {
 	pods := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "kubepace_restamp_pods_total",
 		Help: "Running pods that a changed policy reached, by outcome: lowered, raised, limited, lifted, rewritten; " +
 			"refused, recreate, held (the pod keeps what it has, an event says why); unanswered (the webhook did not see the request: tried again).",
 	}, []string{"outcome"})
-	if err := registry.Register(pods); err != nil {
-		return nil, fmt.Errorf("register metrics: %w", err)
+	gauge := func(name, help string) *prometheus.GaugeVec {
+		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, []string{"namespace"})
 	}
-	return &Metrics{pods}, nil
+	m := &Metrics{
+		pods: pods,
+		uncountedPods: gauge("kubepace_uncounted_pods",
+			"Running pods of a namespace that no ResourceQuota counts, though one counts egress bandwidth: they are older than it."),
+		uncountedBits: gauge("kubepace_uncounted_bits_per_second", "The egress limits of these pods together. Pods without a limit add nothing."),
+	}
+	for _, c := range []prometheus.Collector{m.pods, m.uncountedPods, m.uncountedBits} {
+		if err := registry.Register(c); err != nil {
+			return nil, fmt.Errorf("register metrics: %w", err)
+		}
+	}
+	return m, nil
+}
+
+// uncounted shows a namespace's pods that no quota counts; none takes the namespace away. It is a no-op on nil.
+func (m *Metrics) uncounted(namespace string, u uncounted) {
+	switch {
+	case m == nil:
+	case u.pods == 0:
+		m.uncountedPods.DeleteLabelValues(namespace)
+		m.uncountedBits.DeleteLabelValues(namespace)
+	default:
+		m.uncountedPods.WithLabelValues(namespace).Set(float64(u.pods))
+		m.uncountedBits.WithLabelValues(namespace).Set(float64(u.bits))
+	}
 }
 
 // count is a no-op on nil.

@@ -88,6 +88,9 @@ func (r *reconciler) namespaceChanged(ctx context.Context, name string, p policy
 	if text := r.state.take(name); text != "" {
 		r.events.Eventf(namespaceRef(name), corev1.EventTypeNormal, reasonNsStamped, "running pods: %s (%s)", text, describePolicy(p))
 	}
+	if err := r.reportUncounted(ctx, name, p); err != nil {
+		return err
+	}
 	changed, known, problems := r.state.observe(name, p)
 	for _, problem := range problems {
 		r.events.Event(namespaceRef(name), corev1.EventTypeWarning, reasonNsProblem, problem)
@@ -137,8 +140,7 @@ func (r *reconciler) podChanged(ctx context.Context, k key, p policy.Policy, pod
 		r.leave(k, p, pod, v, corev1.EventTypeWarning, reasonPodHeld,
 			fmt.Sprintf("keeps its egress limit (%s): %s", orNone(v.from), strings.Join(p.Problems, "; ")))
 	case recreate:
-		r.leave(k, p, pod, v, corev1.EventTypeNormal, reasonPodRecreate,
-			fmt.Sprintf("may have an egress limit of %v today, above what it was counted with (%s): recreate the pod", v.decision.Limit, orNone(v.from)))
+		r.leave(k, p, pod, v, corev1.EventTypeNormal, reasonPodRecreate, describeRecreate(v.decision))
 	}
 	return nil
 }
@@ -226,7 +228,26 @@ func (r *reconciler) unmarked(k key, p policy.Policy, pod *corev1.Pod, v verdict
 // policyPod gives what the policy judges.
 func policyPod(pod *corev1.Pod) policy.Pod {
 	_, mirror := pod.Annotations[corev1.MirrorPodAnnotationKey]
-	return policy.Pod{Annotations: pod.Annotations, HostNetwork: pod.Spec.HostNetwork, Mirror: mirror}
+	rate, err := bandwidth.Parse(pod.Annotations[bandwidth.AnnotationEgress])
+	if err != nil {
+		rate = 0
+	}
+	return policy.Pod{
+		Annotations: pod.Annotations, HostNetwork: pod.Spec.HostNetwork, Mirror: mirror, Standing: &policy.Standing{Limit: rate},
+		Containers: policyContainers(pod.Spec.Containers), InitContainers: policyContainers(pod.Spec.InitContainers),
+	}
+}
+
+func policyContainers(list []corev1.Container) []policy.Container {
+	out := make([]policy.Container, len(list))
+	for i := range list {
+		c := &list[i]
+		out[i].Sidecar = c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
+		if q, ok := c.Resources.Requests[bandwidth.Resource]; ok {
+			out[i].Amount = policy.Amount{Request: q.String(), Limit: q.String()}
+		}
+	}
+	return out
 }
 
 func orNone(text string) string {

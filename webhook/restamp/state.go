@@ -22,10 +22,11 @@ type state struct {
 
 // namespaceState is the policy that was acted on last, and what has been done since the last event.
 type namespaceState struct {
-	digest   string
-	problems []string
-	done     tally
-	due      time.Time // when the event about done is sent
+	digest    string
+	problems  []string
+	done      tally
+	due       time.Time // when the event about done is sent
+	uncounted uncounted
 }
 
 // telling is what a pod's last event said about pods that keep what they have.
@@ -114,6 +115,16 @@ func (s *state) forgetPod(pod key) {
 	defer s.mu.Unlock()
 	delete(s.attempts, pod)
 	delete(s.told, pod)
+}
+
+// uncountedChanged notes which pods no quota counts, and says whether there are more of them than before.
+func (s *state) uncountedChanged(namespace string, now uncounted) (more bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.of(namespace)
+	more = now.pods > n.uncounted.pods || now.unlimited > n.uncounted.unlimited
+	n.uncounted = now
+	return more
 }
 
 func (s *state) forgetNamespace(name string) {

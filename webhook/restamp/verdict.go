@@ -39,6 +39,8 @@ func judge(p policy.Policy, pod policy.Pod) verdict {
 	switch {
 	case d.Denied():
 		v.action = refused
+	case len(d.Changes) == 0 && d.Ceiling != "":
+		v.action = recreate
 	case len(d.Changes) == 0:
 		v.action = settled
 	case len(p.Problems) > 0 && loosens(v.from, d.Limit):

@@ -20,6 +20,7 @@ const (
 	reasonNsPolicy    = "EgressPolicyChanged"
 	reasonNsProblem   = "EgressPolicyProblem"
 	reasonNsStamped   = "EgressLimitsChanged"
+	reasonNsUncounted = "EgressUncounted"
 )
 
 // describePolicy is one line about what holds in a namespace.
@@ -41,6 +42,9 @@ func describePolicy(p policy.Policy) string {
 	if len(parts) == 0 {
 		parts = append(parts, "no limits")
 	}
+	if p.Counted() {
+		parts = append(parts, "counted by "+strings.Join(p.CountedBy, ", "))
+	}
 	if p.Mode != bandwidth.ModeEnforce {
 		parts = append(parts, "mode "+p.Mode)
 	}
@@ -59,6 +63,15 @@ func describeChange(p policy.Policy, from, to string, d policy.Decision) string 
 		text += ": as the pod asks"
 	}
 	return text
+}
+
+// describeRecreate says why a running pod has less than the policy would give it today.
+func describeRecreate(d policy.Decision) string {
+	may := fmt.Sprintf("may have an egress limit of %v today", d.Allowed)
+	if d.Allowed == 0 {
+		may = "needs no egress limit today"
+	}
+	return fmt.Sprintf("%s, and keeps at most %s: recreate the pod", may, d.Ceiling)
 }
 
 // tally counts what became of a namespace's pods.

@@ -74,6 +74,14 @@ func (r *Replica) Start() error {
 	return nil
 }
 
+// StartAgain starts the process unless it runs.
+func (r *Replica) StartAgain() error {
+	if r.cmd != nil && r.Running() {
+		return nil
+	}
+	return r.Start()
+}
+
 // Ready asks the process itself.
 func (r *Replica) Ready() bool {
 	code, _, err := r.get(r.health, "/readyz")
