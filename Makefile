@@ -54,6 +54,10 @@ test-vm: build root-here ## the same in QEMU on Debian's kernels: KERNELS="5.10 
 	$(install) vm
 	FULL=$(FULL) tests/vm/suite.sh $(KERNELS)
 
+.PHONY: bench-admission
+bench-admission: go-there ## what admission costs through a real kube-apiserver, beside none and CEL, into docs/benchmarks-admission.md (about 8 minutes; QUICK=1: 3)
+	assets=$$(tests/kube/build.sh etcd kube-apiserver kubectl) && KUBEBUILDER_ASSETS=$$assets go run ./tests/bench/admission $(if $(QUICK),--quick)
+
 .PHONY: bench-datapath
 bench-datapath: root-here ## kubepace beside its peers in QEMU, tables into docs/benchmarks.md (about 45 minutes; QUICK=1: 4); needs root
 	tests/bench/run.sh $(if $(QUICK),--quick)

@@ -104,6 +104,12 @@ func (c *Cluster) writeUser() error {
 	return os.WriteFile(c.user, kubeconfig, 0o600)
 }
 
+// WriteKubeconfig makes an administrator's for kubectl, and returns its path.
+func (c *Cluster) WriteKubeconfig() (string, error) {
+	path := filepath.Join(c.dir, "admin.kubeconfig")
+	return path, os.WriteFile(path, c.env.KubeConfig, 0o600)
+}
+
 // Stop ends the control plane.
 func (c *Cluster) Stop() error { return c.env.Stop() }
 
