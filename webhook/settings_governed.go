@@ -30,7 +30,7 @@ const PodsWebhook = "pods.mutate.kubepace.io"
 // Namespace reports whether a namespace is seen, its mode aside: "off" is its own way of not being seen, and may change.
 func (g Governed) Namespace(ctx context.Context, name string, nsLabels map[string]string) (bool, error) {
 	config := &admissionv1.MutatingWebhookConfiguration{}
-	if err := g.Reader.Get(ctx, client.ObjectKey{Name: g.Configuration}, config); err != nil {
+	if err := g.Reader.Get(ctx, client.ObjectKey{Name: g.Configuration}, config, client.UnsafeDisableDeepCopy); err != nil {
 		return false, fmt.Errorf("read MutatingWebhookConfiguration %q: %w", g.Configuration, err)
 	}
 	set := labels.Set{corev1.LabelMetadataName: name}

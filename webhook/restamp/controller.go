@@ -120,23 +120,33 @@ func (r recording) Start(ctx context.Context) error {
 	return nil
 }
 
-// podHandler asks for a verdict on a pod that is new or whose annotations of ours changed.
+// podHandler asks for a verdict on a pod that is new or whose annotations of ours changed, unless a look shows that it is
+// settled: nearly all are, for the webhook has seen them. A policy that is not known yet here brings its own event, and a
+// look at every pod.
 func (r *reconciler) podHandler() handler.TypedEventHandler[client.Object, key] {
-	add := func(o client.Object, q queue) { q.AddAfter(key{o.GetNamespace(), o.GetName()}, settle) }
-	recount := func(o client.Object, q queue) { q.AddAfter(key{Namespace: o.GetNamespace()}, gather) }
+	look := func(ctx context.Context, o client.Object, q queue) {
+		pod, ok := o.(*corev1.Pod)
+		p, err := r.policies.Of(ctx, o.GetNamespace())
+		if !ok || err != nil || judge(p, policyPod(pod)).action != settled {
+			q.AddAfter(key{o.GetNamespace(), o.GetName()}, settle)
+		}
+		if err == nil && len(p.Quotas) > 0 && ok && policyPod(pod).Charge() == 0 {
+			q.AddAfter(key{Namespace: o.GetNamespace()}, gather) // one more, or one less, that no quota counts
+		}
+	}
 	return handler.TypedFuncs[client.Object, key]{
-		CreateFunc: func(_ context.Context, e event.TypedCreateEvent[client.Object], q queue) {
-			add(e.Object, q)
-			recount(e.Object, q)
-		},
-		UpdateFunc: func(_ context.Context, e event.TypedUpdateEvent[client.Object], q queue) {
+		CreateFunc: func(ctx context.Context, e event.TypedCreateEvent[client.Object], q queue) { look(ctx, e.Object, q) },
+		UpdateFunc: func(ctx context.Context, e event.TypedUpdateEvent[client.Object], q queue) {
 			if e.ObjectOld.GetUID() != e.ObjectNew.GetUID() || !maps.Equal(e.ObjectOld.GetAnnotations(), e.ObjectNew.GetAnnotations()) {
-				add(e.ObjectNew, q)
+				look(ctx, e.ObjectNew, q)
 			}
 		},
-		DeleteFunc: func(_ context.Context, e event.TypedDeleteEvent[client.Object], q queue) {
-			r.state.forgetPod(key{e.Object.GetNamespace(), e.Object.GetName()})
-			recount(e.Object, q)
+		DeleteFunc: func(ctx context.Context, e event.TypedDeleteEvent[client.Object], q queue) {
+			k := key{e.Object.GetNamespace(), e.Object.GetName()}
+			r.state.forgetPod(k)
+			if p, err := r.policies.Of(ctx, k.Namespace); err == nil && len(p.Quotas) > 0 {
+				q.AddAfter(key{Namespace: k.Namespace}, gather)
+			}
 		},
 	}
 }

@@ -102,5 +102,17 @@ func creates(ctx context.Context, clients kubernetes.Interface, k podKind, varia
 	if err := errors.Join(errs...); err != nil {
 		return sample{}, fmt.Errorf("create with %s: %w", variant, err)
 	}
-	return out, nil
+	return out, deleteAll(ctx, clients, k.namespace)
+}
+
+// deleteAll deletes the pods: those made without kubepace would keep it busy with stamping them while others are measured.
+func deleteAll(ctx context.Context, clients kubernetes.Interface, namespace string) error {
+	now := int64(0)
+	err := clients.CoreV1().Pods(namespace).DeleteCollection(ctx, metav1.DeleteOptions{GracePeriodSeconds: &now}, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("delete pods: %w", err)
+	}
+	// What follows a deletion in caches and in etcd is over then.
+	time.Sleep(300 * time.Millisecond)
+	return nil
 }
