@@ -69,15 +69,26 @@ func write(r *Result, out, docs string) error {
 	if err := os.WriteFile(filepath.Join(out, "admission.json"), append(raw, '\n'), 0o600); err != nil {
 		return err
 	}
-	svg, err := os.Create(filepath.Join(out, "admission.svg"))
-	if err != nil {
+	if err := draw(r, filepath.Join(out, "admission.svg")); err != nil {
 		return err
-	}
-	if err := errors.Join(r.picture().Write(svg), svg.Close()); err != nil {
-		return fmt.Errorf("draw %s: %w", svg.Name(), err)
 	}
 	if docs == "" {
 		return nil
 	}
-	return replaceSection(docs, r.markdown())
+	pictures := filepath.Join(filepath.Dir(docs), "benchmarks")
+	if err := os.MkdirAll(pictures, 0o755); err != nil {
+		return err
+	}
+	return errors.Join(draw(r, filepath.Join(pictures, "admission.svg")), replaceSection(docs, r.markdown()))
+}
+
+func draw(r *Result, file string) error {
+	svg, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(r.picture().Write(svg), svg.Close()); err != nil {
+		return fmt.Errorf("draw %s: %w", file, err)
+	}
+	return nil
 }
