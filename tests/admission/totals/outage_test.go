@@ -38,15 +38,15 @@ func TestWithoutWebhook(t *testing.T) {
 			t.Errorf("bring the replicas back: %v", err)
 		}
 	})
-	make := func(p *corev1.Pod) error { return s.Client.Create(t.Context(), p) }
+	create := func(p *corev1.Pod) error { return s.Client.Create(t.Context(), p) }
 	t.Run("quota", func(t *testing.T) { s.quotaAlone(t, quota, live) })
 	t.Run("bounds", func(t *testing.T) {
-		requireRefused(t, make(pod(bounded, "above", egress, "51M")), `maximum of 50M`, `51M is above it`, `write at most "50M"`)
-		requireRefused(t, make(pod(bounded, "none")), `the pod has no limit`)
-		requireRefused(t, make(pod(bounded, "below", egress, "999k")), `below the minimum`, `write at least "1M"`)
-		requireRefused(t, make(pod(plain, "words", egress, "10 megabits")), `"10 megabits": is not a whole number of bits per second between 1k and 1P`)
-		requireRefused(t, make(pod(plain, "milli", egress, "10m")), `"10m": is not a whole number`)
-		requireRefused(t, make(pod(plain, "negative", egress, "-5M")), `"-5M": is not a whole number`)
+		requireRefused(t, create(pod(bounded, "above", egress, "51M")), `maximum of 50M`, `51M is above it`, `write at most "50M"`)
+		requireRefused(t, create(pod(bounded, "none")), `the pod has no limit`)
+		requireRefused(t, create(pod(bounded, "below", egress, "999k")), `below the minimum`, `write at least "1M"`)
+		requireRefused(t, create(pod(plain, "words", egress, "10 megabits")), `"10 megabits": is not a whole number of bits per second between 1k and 1P`)
+		requireRefused(t, create(pod(plain, "milli", egress, "10m")), `"10m": is not a whole number`)
+		requireRefused(t, create(pod(plain, "negative", egress, "-5M")), `"-5M": is not a whole number`)
 		for _, limit := range []string{"50M", "1M", "5e7", "0.05G", "1Mi"} {
 			p := pod(bounded, "fine", egress, limit)
 			if err := s.Client.Create(t.Context(), p, client.DryRunAll); err != nil {
@@ -61,13 +61,13 @@ func TestWithoutWebhook(t *testing.T) {
 			mirror := pod(ns, "mirror", corev1.MirrorPodAnnotationKey, "x", egress, "10m")
 			mirror.Spec.NodeName = "node"
 			for _, p := range []*corev1.Pod{host, mirror} {
-				if err := make(p); err != nil {
+				if err := create(p); err != nil {
 					t.Errorf("%s: %v", p.Name, err)
 				}
 			}
 		}
 		for _, p := range []*corev1.Pod{pod("kube-flannel", "flannel"), pod("kube-system", "system", egress, "10m"), pod(plain, "plain"), pod(later, "unseen", egress, "1e7")} {
-			if err := make(p); err != nil {
+			if err := create(p); err != nil {
 				t.Errorf("%s/%s: %v", p.Namespace, p.Name, err)
 			}
 		}
