@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
+	"github.com/kubepace/kubepace/bandwidth"
 	"github.com/kubepace/kubepace/webhook/policy"
 )
 
@@ -19,6 +20,7 @@ const (
 type Metrics struct {
 	decisions *prometheus.CounterVec
 	failures  *prometheus.CounterVec
+	capped    *prometheus.CounterVec
 }
 
 // NewMetrics registers the counters.
@@ -32,8 +34,12 @@ func NewMetrics(registry prometheus.Registerer) (*Metrics, error) {
 			Name: "kubepace_admission_failures_total",
 			Help: "Reviews that could not be judged and were left to failurePolicy, by path.",
 		}, []string{"path"}),
+		capped: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "kubepace_admission_capped_bits_per_second_total",
+			Help: "What pods asked for above their maximum, in bits/s, summed over the pods that were capped. Dry-run requests do not count; those of namespaces in dry-run mode do not either.",
+		}, []string{"namespace"}),
 	}
-	for _, c := range []prometheus.Collector{m.decisions, m.failures} {
+	for _, c := range []prometheus.Collector{m.decisions, m.failures, m.capped} {
 		if err := registry.Register(c); err != nil {
 			return nil, err
 		}
@@ -47,6 +53,11 @@ func (m *Metrics) count(req admission.Request, half string, d policy.Decision) {
 		return
 	}
 	m.decisions.WithLabelValues(half, string(d.Reason), d.Mode).Inc()
+	if half == halfMutate && len(d.Changes) > 0 && d.Source == bandwidth.SourceCapped {
+		if asked, err := bandwidth.Parse(d.Requested); err == nil {
+			m.capped.WithLabelValues(req.Namespace).Add(float64(asked - d.Limit))
+		}
+	}
 }
 
 func (m *Metrics) failed(path string) {

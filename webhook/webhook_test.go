@@ -290,7 +290,14 @@ func TestDecisionsAreCounted(t *testing.T) {
 	body := review("CREATE", "team", pod(""), "")
 	post(handlers[PathMutatePods], body)
 	post(handlers[PathMutatePods], strings.Replace(body, `"uid"`, `"dryRun":true,"uid"`, 1))
-	want := []string{"kubepace_admission_decisions_total half=mutate mode=enforce reason=namespace-default 1"}
+	greedy := review("CREATE", "team", pod(`{"kubernetes.io/egress-bandwidth":"1G"}`), "")
+	post(handlers[PathMutatePods], greedy)
+	post(handlers[PathMutatePods], strings.Replace(greedy, `"uid"`, `"dryRun":true,"uid"`, 1))
+	want := []string{
+		"kubepace_admission_capped_bits_per_second_total namespace=team 9.5e+08",
+		"kubepace_admission_decisions_total half=mutate mode=enforce reason=capped 1",
+		"kubepace_admission_decisions_total half=mutate mode=enforce reason=namespace-default 1",
+	}
 	if diff := cmp.Diff(want, counters(t, registry)); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}

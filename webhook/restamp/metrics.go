@@ -13,6 +13,7 @@ type Metrics struct {
 	pods          *prometheus.CounterVec
 	uncountedPods *prometheus.GaugeVec
 	uncountedBits *prometheus.GaugeVec
+	problems      *prometheus.GaugeVec
 }
 
 // NewMetrics registers the metrics.
@@ -29,9 +30,11 @@ func NewMetrics(registry prometheus.Registerer) (*Metrics, error) {
 		pods: pods,
 		uncountedPods: gauge("kubepace_uncounted_pods",
 			"Running pods of a namespace that no ResourceQuota counts, though one counts egress bandwidth: they are older than it."),
+		problems: gauge("kubepace_policy_problems",
+			"Settings of a namespace (labels, LimitRanges, ResourceQuotas) that cannot be applied; events EgressPolicyProblem say which."),
 		uncountedBits: gauge("kubepace_uncounted_bits_per_second", "The egress limits of these pods together. Pods without a limit add nothing."),
 	}
-	for _, c := range []prometheus.Collector{m.pods, m.uncountedPods, m.uncountedBits} {
+	for _, c := range []prometheus.Collector{m.pods, m.uncountedPods, m.uncountedBits, m.problems} {
 		if err := registry.Register(c); err != nil {
 			return nil, fmt.Errorf("register metrics: %w", err)
 		}
@@ -49,6 +52,18 @@ func (m *Metrics) uncounted(namespace string, u uncounted) {
 	default:
 		m.uncountedPods.WithLabelValues(namespace).Set(float64(u.pods))
 		m.uncountedBits.WithLabelValues(namespace).Set(float64(u.bits))
+	}
+}
+
+// policyProblems shows how many settings of a namespace cannot be applied; none takes the namespace away. It is a no-op on
+// nil.
+func (m *Metrics) policyProblems(namespace string, n int) {
+	switch {
+	case m == nil:
+	case n == 0:
+		m.problems.DeleteLabelValues(namespace)
+	default:
+		m.problems.WithLabelValues(namespace).Set(float64(n))
 	}
 }
 

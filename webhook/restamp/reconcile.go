@@ -72,6 +72,8 @@ func (r *reconciler) policyOf(ctx context.Context, name string) (p policy.Policy
 	err = r.cache.Get(ctx, client.ObjectKey{Name: name}, ns)
 	if apierrors.IsNotFound(err) || err == nil && ns.GetDeletionTimestamp() != nil {
 		r.state.forgetNamespace(name)
+		r.metrics.uncounted(name, uncounted{})
+		r.metrics.policyProblems(name, 0)
 		return p, false, nil
 	} else if err != nil {
 		return p, false, fmt.Errorf("read namespace %q: %w", name, err)
@@ -92,6 +94,7 @@ func (r *reconciler) namespaceChanged(ctx context.Context, name string, p policy
 		return err
 	}
 	changed, known, problems := r.state.observe(name, p)
+	r.metrics.policyProblems(name, len(p.Problems))
 	for _, problem := range problems {
 		r.events.Event(namespaceRef(name), corev1.EventTypeWarning, reasonNsProblem, problem)
 	}

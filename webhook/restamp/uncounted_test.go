@@ -102,6 +102,11 @@ func TestUncountedMetrics(t *testing.T) {
 		t.Error(diff)
 	}
 	m.uncounted("team-a", uncounted{})
+	m.policyProblems("team-a", 3)
+	if diff := cmp.Diff(map[string]float64{"kubepace_policy_problems": 3}, values()); diff != "" {
+		t.Error(diff)
+	}
+	m.policyProblems("team-a", 0)
 	if got := values(); len(got) != 0 {
 		t.Errorf("a namespace without such pods is still shown: %v", got)
 	}
