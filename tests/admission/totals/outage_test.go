@@ -43,14 +43,20 @@ func TestWithoutWebhook(t *testing.T) {
 	t.Run("bounds", func(t *testing.T) {
 		requireRefused(t, create(pod(bounded, "above", egress, "51M")), `maximum of 50M`, `51M is above it`, `write at most "50M"`)
 		requireRefused(t, create(pod(bounded, "none")), `the pod has no limit`)
-		requireRefused(t, create(pod(bounded, "below", egress, "999k")), `below the minimum`, `write at least "1M"`)
 		requireRefused(t, create(pod(plain, "words", egress, "10 megabits")), `"10 megabits": is not a whole number of bits per second between 1k and 1P`)
 		requireRefused(t, create(pod(plain, "milli", egress, "10m")), `"10m": is not a whole number`)
 		requireRefused(t, create(pod(plain, "negative", egress, "-5M")), `"-5M": is not a whole number`)
-		for _, limit := range []string{"50M", "1M", "5e7", "0.05G", "1Mi"} {
+		for _, limit := range []string{"50M", "1M", "5e7", "0.05G", "1Mi", "999k"} {
 			p := pod(bounded, "fine", egress, limit)
 			if err := s.Client.Create(t.Context(), p, client.DryRunAll); err != nil {
 				t.Errorf("%s: %v", limit, err)
+			}
+		}
+	})
+	t.Run("a maximum that is no rate refuses nobody", func(t *testing.T) {
+		for _, text := range []string{"500", "5OM", "2P", "10m"} {
+			if err := create(pod(s.namespace(t, bandwidth.LabelMax, text), "p", egress, "10M")); err != nil {
+				t.Errorf("%s: %v", text, err)
 			}
 		}
 	})
