@@ -106,6 +106,7 @@ func TestBadAnnotationKeepsLastGood(t *testing.T) {
 	w.wantLimit("a", "10M", datapath.ModePacing)
 	w.wantReason("a", true, `"10 megabits" is not`, "the last good limit 10M stays")
 	w.wantReason("b", false, `"10 megabits" is not`)
+	w.wantCodes(map[string]Code{"a": CodeLastGoodLimit, "b": CodeInvalidLimit})
 	if len(w.kernel.states) != 1 {
 		t.Errorf("kernel holds %v; want one limit", w.kernel.states)
 	}
@@ -126,6 +127,7 @@ func TestReasons(t *testing.T) {
 	w.pod("multus", "10M", "10.0.0.13")
 	w.network.found["10.0.0.13"] = device.Found{Devices: found(13).Devices, Unheld: []string{"net1 (macvlan)"}}
 	w.pass(Resync)
+	w.wantCodes(map[string]Code{"host": CodeHostNetwork, "early": CodeDeviceNotFound, "multus": CodeNotAllHeld})
 	w.wantReason("host", false, "shares the node's network namespace")
 	w.wantReason("early", false, "no address yet")
 	w.wantReason("multus", false, "net1 (macvlan)")

@@ -140,20 +140,20 @@ func (e *Enforcer) enforce(pod pods.Pod, p *podState, state datapath.State, held
 	if pod.Err != nil {
 		reasons = append(reasons, pod.Err.Error())
 		if v.Limit = state.Rate; !held || v.Limit == 0 {
-			v.Reason = reasons[0]
+			v.Code, v.Reason = CodeInvalidLimit, reasons[0]
 			return v
 		}
 		reasons = append(reasons, fmt.Sprintf("the last good limit %s stays", v.Limit))
 	}
 	switch {
 	case pod.HostNetwork:
-		v.Reason = device.ErrHostNetwork.Error()
+		v.Code, v.Reason = CodeHostNetwork, device.ErrHostNetwork.Error()
 		return v
 	case p.err != nil:
-		v.Reason = strings.Join(append(reasons, p.err.Error()), "; ")
+		v.Code, v.Reason = codeOf(p.err), strings.Join(append(reasons, p.err.Error()), "; ")
 		return v
 	case len(p.found.Devices) == 0:
-		v.Reason = strings.Join(append(reasons, "the pod's devices could not be looked for"), "; ")
+		v.Code, v.Reason = CodeFailed, strings.Join(append(reasons, "the pod's devices could not be looked for"), "; ")
 		return v
 	}
 	limit := datapath.Limit{Pod: pod.Pod, Rate: v.Limit, Mode: mode}
@@ -162,15 +162,19 @@ func (e *Enforcer) enforce(pod pods.Pod, p *podState, state datapath.State, held
 	}
 	if repair || !held || differs(state, limit) {
 		if err := e.opts.Datapath.Set(limit); err != nil {
-			v.Reason = strings.Join(append(reasons, err.Error()), "; ")
+			v.Code, v.Reason = codeOf(err), strings.Join(append(reasons, err.Error()), "; ")
 			e.retryAfterError(p)
 			return v
 		}
 	}
 	p.retry, p.delay = time.Time{}, 0
 	v.Devices = limit.Devices
-	v.Enforced = len(p.found.Unheld) == 0
+	v.Enforced, v.Code = len(p.found.Unheld) == 0, codeOfMode(mode)
+	if pod.Err != nil {
+		v.Code = CodeLastGoodLimit
+	}
 	if !v.Enforced {
+		v.Code = CodeNotAllHeld
 		reasons = append(reasons, "not all that the pod sends is held: it has "+strings.Join(p.found.Unheld, ", ")+" as well")
 	}
 	v.Reason = strings.Join(reasons, "; ")
@@ -220,7 +224,7 @@ func (e *Enforcer) keep(pod pods.Pod, p *podState, v Verdict) {
 }
 
 func sameVerdict(a, b Verdict) bool {
-	return a.Enforced == b.Enforced && a.Limit == b.Limit && a.Mode == b.Mode && a.Reason == b.Reason && slices.Equal(a.Devices, b.Devices)
+	return a.Enforced == b.Enforced && a.Limit == b.Limit && a.Mode == b.Mode && a.Code == b.Code && a.Reason == b.Reason && slices.Equal(a.Devices, b.Devices)
 }
 
 func (e *Enforcer) logVerdict(v Verdict, waiting bool) {

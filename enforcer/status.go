@@ -33,7 +33,9 @@ type Verdict struct {
 	Limit    bandwidth.Rate    `json:"limit_bps"`
 	Mode     datapath.Mode     `json:"-"` // of the kernel's state only: it may have changed since
 	Devices  []datapath.Device `json:"devices,omitempty"`
-	Reason   string            `json:"reason,omitempty"`
+	// Code is why, in one word. It is never empty.
+	Code   Code   `json:"code"`
+	Reason string `json:"reason,omitempty"` // the same for people; empty where a limit is enforced and nothing is to be added
 }
 
 // Status is what the agent knows and the kernel does not: above all why a pod's limit is not enforced. It is in a file

@@ -210,3 +210,12 @@ func (w *world) wantReason(name string, enforced bool, parts ...string) {
 		}
 	}
 }
+
+func (w *world) wantCodes(want map[string]Code) {
+	w.t.Helper()
+	for name, code := range want {
+		if got := w.verdict(name).Code; got != code {
+			w.t.Errorf("%s: code %q; want %q", name, got, code)
+		}
+	}
+}

@@ -40,7 +40,8 @@ type entry struct {
 }
 
 // Open loads the program and its maps, or adopts those that an earlier agent pinned, clocks included. Adopted
-// devices get this agent's program without a gap, also where another version of kubepace had other maps.
+// devices get this agent's program without a gap, also where another version of kubepace had other maps. The error is a
+// *LacksError where the kernel cannot do it at all.
 func Open(opts Options) (*Datapath, error) {
 	if opts.BPFFS == "" {
 		opts.BPFFS = DefaultBPFFS
@@ -50,14 +51,14 @@ func Open(opts Options) (*Datapath, error) {
 	}
 	features, err := Probe()
 	if err != nil {
-		return nil, err
+		return nil, explain(err)
 	}
 	d := &Datapath{
 		log: opts.Log, pins: pins{root: opts.BPFFS}, features: features, loadSpec: opts.spec,
 		pods: map[string]*entry{}, slots: map[uint32]bool{},
 	}
 	if err := d.load(); err != nil {
-		return nil, err
+		return nil, explain(err)
 	}
 	if err := d.adopt(); err != nil {
 		return nil, errors.Join(err, d.Close())
