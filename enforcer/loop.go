@@ -125,7 +125,7 @@ func (e *Enforcer) untilRetry() time.Duration {
 		if !p.retry.IsZero() {
 			wait = min(wait, p.retry.Sub(now))
 		}
-		if p.logged != p.told { // the observer is told after a while
+		if p.logged != p.told && p.verdict.Origin != pods.OriginCNI { // the observer is told after a while
 			wait = min(wait, p.since.Add(grace).Sub(now))
 		}
 	}

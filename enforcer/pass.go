@@ -35,8 +35,8 @@ func (e *Enforcer) locate(snapshot pods.Snapshot, reason Reason) error {
 			p = &podState{}
 			e.pods[pod.UID] = p
 		}
-		query := device.Query{Netns: pod.Netns, IPs: pod.IPs}
-		same := query.Netns == p.query.Netns && slices.Equal(query.IPs, p.query.IPs)
+		query := device.Query{UID: pod.UID, Netns: pod.Netns, Sandboxes: pod.Sandboxes, IPs: pod.IPs}
+		same := query.Equal(p.query)
 		current := same && p.err == nil && scan.Current(p.found.Devices)
 		if current && !reason.has(Resync) {
 			continue
@@ -47,8 +47,11 @@ func (e *Enforcer) locate(snapshot pods.Snapshot, reason Reason) error {
 		if p.err != nil && now.Before(p.retry) {
 			continue
 		}
-		p.query = query
-		p.found, p.err = scan.Find(query)
+		found, err := scan.Find(query)
+		if current && device.Temporary(err) {
+			continue // the pod changed its addresses, or another took one: what was found still leads out of the pod
+		}
+		p.query, p.found, p.err = query, found, err
 		p.schedule(now)
 	}
 	return nil
@@ -136,6 +139,9 @@ func (e *Enforcer) apply(snapshot pods.Snapshot, states map[string]datapath.Stat
 // enforce brings one pod to its limit and says what came of it.
 func (e *Enforcer) enforce(pod pods.Pod, p *podState, state datapath.State, held bool, mode datapath.Mode, repair bool) Verdict {
 	v := Verdict{Pod: pod.Pod, Origin: pod.Origin, Limit: pod.Rate, Mode: mode}
+	if pod.Origin == pods.OriginCNI && held {
+		v.Limit = state.Rate // the API server's last word is newer than what the pod started with
+	}
 	var reasons []string
 	if pod.Err != nil {
 		reasons = append(reasons, pod.Err.Error())
@@ -210,6 +216,9 @@ func (e *Enforcer) keep(pod pods.Pod, p *podState, v Verdict) {
 		e.logVerdict(v, device.Temporary(p.err))
 	}
 	p.verdict = v
+	if pod.Origin == pods.OriginCNI {
+		return // nobody can be told: the observer is, once the API server knows the pod
+	}
 	if p.told || e.opts.Observer == nil {
 		p.told = true
 		return

@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/kubepace/kubepace/enforcer"
+	"github.com/kubepace/kubepace/enforcer/cni"
 	"github.com/kubepace/kubepace/enforcer/datapath"
 	"github.com/kubepace/kubepace/enforcer/device"
 	"github.com/kubepace/kubepace/enforcer/pods"
@@ -40,6 +41,7 @@ func runAgent(ctx context.Context, o *options, _, _ io.Writer) error {
 		return err
 	}
 	defer k.close()
+	in.addLocal(o, log, k.finder)
 	if err := serveAgent(ctx, o, log, in, k); err != nil {
 		return err
 	}
@@ -73,6 +75,21 @@ func openInput(ctx context.Context, o *options, log logr.Logger) (input, error) 
 		return input{}, err
 	}
 	return input{source: source, name: "API server", observer: events, close: events.close}, nil
+}
+
+// addLocal lets the node's own CNI results speak: of where pods are, and beside an API server of pods that it has not
+// told of. A folder of manifests is the administrator's whole word.
+func (in *input) addLocal(o *options, log logr.Logger, finder *device.Finder) {
+	if o.CNICacheDir == "" {
+		return
+	}
+	results := cni.New(o.CNICacheDir, o.NetnsDir, log.WithName("cni"))
+	finder.Believe(results)
+	alive := finder.IsNamespace
+	if o.PodManifests != "" {
+		alive = nil
+	}
+	in.source = pods.NewLocal(in.source, results, alive)
 }
 
 func clientConfig(kubeconfig string) (*rest.Config, error) {

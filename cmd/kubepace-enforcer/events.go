@@ -49,7 +49,7 @@ const maxWarned = 10000
 
 // Changed implements enforcer.Observer.
 func (e *events) Changed(pod pods.Pod, v enforcer.Verdict) {
-	object := &corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, UID: types.UID(pod.UID)}
+	object := &corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, UID: types.UID(pod.ObjectUID())}
 	switch {
 	case v.Enforced && v.Reason == "" && e.warned[pod.UID]:
 		delete(e.warned, pod.UID)

@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/kubepace/kubepace/enforcer"
+	"github.com/kubepace/kubepace/enforcer/cni"
 	"github.com/kubepace/kubepace/enforcer/datapath"
 	"github.com/kubepace/kubepace/enforcer/device"
 )
@@ -29,6 +30,7 @@ type options struct {
 	BPFFS       string
 	RunDir      string
 	NetnsDir    string
+	CNICacheDir string
 	ExitDevices []string
 	PodFq       bool
 	Resync      time.Duration
@@ -47,7 +49,8 @@ func defaultOptions() *options {
 	return &options{
 		NodeName: os.Getenv("NODE_NAME"),
 		BPFFS:    datapath.DefaultBPFFS, RunDir: enforcer.DefaultRunDir, NetnsDir: device.DefaultNetnsDir,
-		PodFq: true, Resync: enforcer.DefaultResync, HealthAddress: "0", MetricsAddress: "0", LogLevel: "info",
+		CNICacheDir: cni.DefaultDir,
+		PodFq:       true, Resync: enforcer.DefaultResync, HealthAddress: "0", MetricsAddress: "0", LogLevel: "info",
 		Output: "table", Interval: time.Second,
 	}
 }
@@ -58,6 +61,7 @@ func runFlags(o *options, fs *pflag.FlagSet) {
 	fs.StringVar(&o.PodManifests, "pod-manifests", o.PodManifests, "`folder` of Pod manifests (YAML, JSON) to take the pods from, in place of an API server; watched")
 	commonFlags(o, fs)
 	fs.StringVar(&o.NetnsDir, "netns-dir", o.NetnsDir, "`folder` where the pods' network namespaces are mounted")
+	fs.StringVar(&o.CNICacheDir, "cni-cache-dir", o.CNICacheDir, "`folder` where the container runtime keeps the results of CNI ADD: they tell a pod's network before its first container starts; empty to find pods by their addresses only")
 	exitFlag(o, fs)
 	fs.BoolVar(&o.PodFq, "pod-fq", o.PodFq, "set fq on the devices that lead to pods as well, so that traffic between pods of one node is paced; where the kernel has fq")
 	fs.DurationVar(&o.Resync, "resync", o.Resync, "how often everything is compared with the kernel, events or not")
@@ -140,6 +144,9 @@ func (o *options) validateRun() error {
 		for _, problem := range validation.IsDNS1123Subdomain(o.NodeName) {
 			errs = append(errs, fmt.Errorf("--node-name %q: %s", o.NodeName, problem))
 		}
+	}
+	if o.CNICacheDir != "" {
+		errs = append(errs, absolute("--cni-cache-dir", o.CNICacheDir))
 	}
 	errs = append(errs, absolute("--netns-dir", o.NetnsDir), checkDevices(o.ExitDevices),
 		checkAddress("--health-address", o.HealthAddress), checkAddress("--metrics-address", o.MetricsAddress))

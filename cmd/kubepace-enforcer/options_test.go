@@ -49,8 +49,8 @@ func TestParseRefuses(t *testing.T) {
 	}{
 		{"", []string{"no source of pods", "--node-name", "--pod-manifests"}},
 		{"--pod-manifests=/x --kubeconfig=/y", []string{"--pod-manifests and --kubeconfig"}},
-		{"--node-name=Node_1 --resync=1ms --netns-dir=x --bpffs=y --run-dir=z --health-address=8080 --metrics-address=x --exit-devices=averyveryverylongname --log-level=loud",
-			[]string{"--node-name", "--resync", "--netns-dir", "--bpffs", "--run-dir", "--health-address", "--metrics-address", "--exit-devices", "--log-level"}},
+		{"--node-name=Node_1 --resync=1ms --netns-dir=x --cni-cache-dir=x --bpffs=y --run-dir=z --health-address=8080 --metrics-address=x --exit-devices=averyveryverylongname --log-level=loud",
+			[]string{"--node-name", "--resync", "--netns-dir", "--cni-cache-dir", "--bpffs", "--run-dir", "--health-address", "--metrics-address", "--exit-devices", "--log-level"}},
 		{"list -o yaml --interval=-1s", []string{"--output", "--interval"}},
 		{"status -o yaml", []string{"--output"}},
 		{"list extra", []string{`unexpected argument "extra"`}},

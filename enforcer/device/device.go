@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package device finds the host-side devices of a pod without asking the CNI: it goes from the pod's network
-// namespace (named by a path, or found by the pod's address) through each interface in it to the peer on the node.
+// namespace (named by a path, by the CNI result cache, or found by the pod's address) through each interface in it to
+// the peer on the node.
 // Both ends must name each other, and each other's namespace: an ifindex alone means nothing outside its namespace.
 package device
 
@@ -11,10 +12,12 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/kubepace/kubepace/enforcer/cni"
 	"github.com/kubepace/kubepace/enforcer/datapath"
 	"github.com/kubepace/kubepace/enforcer/internal/rtnl"
 )
@@ -22,10 +25,18 @@ import (
 // DefaultNetnsDir is where container runtimes and ip-netns(8) mount network namespaces.
 const DefaultNetnsDir = "/var/run/netns"
 
-// Query says how a pod is found. Netns is used where it is set, IPs otherwise.
+// Query says how a pod is found: by Netns alone where it is set, else by the newest of Sandboxes whose namespace is
+// there and is still the sandbox's, else by IPs.
 type Query struct {
-	Netns string // path
-	IPs   []netip.Addr
+	UID       string // who asks: a namespace that is known to be another's is not taken for having the address
+	Netns     string // path
+	Sandboxes []cni.Sandbox
+	IPs       []netip.Addr
+}
+
+// Equal reports whether two queries ask the same.
+func (q Query) Equal(o Query) bool {
+	return q.UID == o.UID && q.Netns == o.Netns && slices.Equal(q.IPs, o.IPs) && slices.EqualFunc(q.Sandboxes, o.Sandboxes, cni.Sandbox.Equal)
 }
 
 // Found is what leads out of a pod.
@@ -48,9 +59,10 @@ type Link struct {
 // Finder looks from one network namespace: the one of the thread that called NewFinder. Its methods may be called
 // from any thread, by one goroutine at a time.
 type Finder struct {
-	dir  string
-	own  *namespace
-	host *netlink.Handle
+	dir    string
+	owners func() *cni.View // may be nil
+	own    *namespace
+	host   *netlink.Handle
 }
 
 // NewFinder opens the caller's network namespace. An empty dir means DefaultNetnsDir; it need not exist.
@@ -70,6 +82,9 @@ func NewFinder(dir string) (*Finder, error) {
 	return &Finder{dir: dir, own: own, host: host}, nil
 }
 
+// Believe makes scans ask the CNI result cache whose a namespace is. Call it before the first scan.
+func (f *Finder) Believe(results *cni.Cache) { f.owners = results.View }
+
 // Close lets go of the finder's sockets and namespace.
 func (f *Finder) Close() {
 	f.host.Close()
@@ -84,6 +99,9 @@ func (f *Finder) Scan() (*Scan, error) {
 		return nil, fmt.Errorf("list devices: %w", err)
 	}
 	s := &Scan{finder: f, links: make(map[int]Link, len(links))}
+	if f.owners != nil {
+		s.owners = f.owners()
+	}
 	for _, l := range links {
 		s.links[l.Attrs().Index] = newLink(l)
 	}
@@ -104,6 +122,7 @@ func newLink(l netlink.Link) Link {
 // Scan is one round of look-ups.
 type Scan struct {
 	finder *Finder
+	owners *cni.View    // may be nil
 	links  map[int]Link // the node's devices, by ifindex
 	byIP   map[netip.Addr][]*namespace
 	open   []*namespace
@@ -149,7 +168,15 @@ func (s *Scan) Current(links []Link) bool {
 // ErrHostNetwork, or tell of a failed system call; Temporary tells which may pass.
 func (s *Scan) Find(q Query) (Found, error) {
 	if q.Netns == "" {
-		return s.findByIP(q.IPs)
+		found, err := s.findBySandbox(q.Sandboxes)
+		if !stale(err) {
+			return found, err
+		}
+		byIP, ipErr := s.findByIP(q)
+		if ipErr != nil && len(q.Sandboxes) > 0 && len(q.IPs) == 0 {
+			return Found{}, err
+		}
+		return byIP, ipErr
 	}
 	ns, err := openNamespace(q.Netns)
 	if missing(err) {
@@ -162,8 +189,8 @@ func (s *Scan) Find(q Query) (Found, error) {
 	return s.peers(ns)
 }
 
-func (s *Scan) findByIP(ips []netip.Addr) (Found, error) {
-	if len(ips) == 0 {
+func (s *Scan) findByIP(q Query) (Found, error) {
+	if len(q.IPs) == 0 {
 		return Found{}, &NotFoundError{Dir: s.finder.dir}
 	}
 	if s.byIP == nil {
@@ -171,8 +198,8 @@ func (s *Scan) findByIP(ips []netip.Addr) (Found, error) {
 			return Found{}, err
 		}
 	}
-	for _, ip := range ips {
-		switch found := s.byIP[ip]; len(found) {
+	for _, ip := range q.IPs {
+		switch found := s.others(s.byIP[ip], q.UID); len(found) {
 		case 0:
 			continue
 		case 1:
@@ -181,7 +208,7 @@ func (s *Scan) findByIP(ips []netip.Addr) (Found, error) {
 			return s.oneOf(ip, found)
 		}
 	}
-	return Found{}, &NotFoundError{IPs: ips, Dir: s.finder.dir}
+	return Found{}, &NotFoundError{IPs: q.IPs, Dir: s.finder.dir}
 }
 
 // oneOf decides between namespaces that share an address: a dead sandbox may keep the address of its successor, but

@@ -73,8 +73,13 @@ func strip(object any) (any, error) {
 		Spec:   corev1.PodSpec{NodeName: pod.Spec.NodeName, HostNetwork: pod.Spec.HostNetwork},
 		Status: corev1.PodStatus{Phase: pod.Status.Phase, PodIP: pod.Status.PodIP, PodIPs: pod.Status.PodIPs},
 	}
-	if text, ok := pod.Annotations[bandwidth.AnnotationEgress]; ok {
-		small.Annotations = map[string]string{bandwidth.AnnotationEgress: text}
+	for _, key := range []string{bandwidth.AnnotationEgress, corev1.MirrorPodAnnotationKey, annotationStaticUID} {
+		if text, ok := pod.Annotations[key]; ok {
+			if small.Annotations == nil {
+				small.Annotations = map[string]string{}
+			}
+			small.Annotations[key] = text
+		}
 	}
 	return small, nil
 }

@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/kubepace/kubepace/bandwidth"
+	"github.com/kubepace/kubepace/enforcer/cni"
 	"github.com/kubepace/kubepace/enforcer/datapath"
 )
 
@@ -23,11 +24,19 @@ type Origin string
 const (
 	OriginAPI       Origin = "api"
 	OriginManifests Origin = "manifests"
+	// OriginCNI pods are known to the node only: the API server is away, or does not know them (any more).
+	OriginCNI Origin = "cni"
 )
 
 // Pod is what the enforcer needs to know of a pod, whatever it came from.
 type Pod struct {
+	// Pod is who it is on this node. Its UID is the runtime's: of a static pod the hash of its manifest, not the UID of
+	// its mirror at the API server; see Object.
 	datapath.Pod
+	// Object is the UID at the API server where it is another.
+	Object string
+	// StaticUID is what a mirror pod claims to be the UID of its static pod. Hostile: anybody may write it.
+	StaticUID string
 	// Rate is the limit; zero means none, unless Err is set.
 	Rate bandwidth.Rate
 	// Err says why the pod's limit cannot be read. The last good limit stays in force.
@@ -35,12 +44,22 @@ type Pod struct {
 	// IPs are the pod's addresses, as far as they are known.
 	IPs []netip.Addr
 	// Netns is a path of the pod's network namespace, or empty. Never set for pods from the API server.
-	Netns       string
+	Netns string
+	// Sandboxes are what the CNI result cache says of the pod, the newest first.
+	Sandboxes   []cni.Sandbox
 	HostNetwork bool
 	// Terminating pods were asked to end; their network may go before they do.
 	Terminating bool
 	Phase       corev1.PodPhase
 	Origin      Origin
+}
+
+// ObjectUID is the pod's UID at the API server.
+func (p Pod) ObjectUID() string {
+	if p.Object != "" {
+		return p.Object
+	}
+	return p.UID
 }
 
 // Finished reports whether the pod's containers have ended for good; such a pod sends nothing, and its addresses may
@@ -94,6 +113,9 @@ func (e *FieldError) Unwrap() error { return e.Err }
 // uidPattern holds UIDs to what fits the kernel's maps and is safe to print.
 var uidPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 
+// annotationStaticUID is where the kubelet writes a static pod's UID, which is the hash of its manifest.
+const annotationStaticUID = "kubernetes.io/config.hash"
+
 // fromObject reads a pod. Whatever its annotations and status hold is hostile; a *FieldError is returned for a pod
 // that cannot be used at all, and put into Pod.Err for a limit that cannot be read.
 func fromObject(pod *corev1.Pod, origin Origin) (Pod, error) {
@@ -106,6 +128,11 @@ func fromObject(pod *corev1.Pod, origin Origin) (Pod, error) {
 	}
 	if !uidPattern.MatchString(p.UID) {
 		return Pod{}, &FieldError{"metadata.uid", fmt.Errorf("%q is not a usable UID", clip(p.UID))}
+	}
+	if _, mirror := pod.Annotations[corev1.MirrorPodAnnotationKey]; mirror && origin == OriginAPI {
+		if hash := pod.Annotations[annotationStaticUID]; uidPattern.MatchString(hash) {
+			p.StaticUID = hash
+		}
 	}
 	if err := p.readIPs(pod); err != nil {
 		return Pod{}, err

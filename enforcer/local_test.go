@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package enforcer
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/kubepace/kubepace/bandwidth"
+	"github.com/kubepace/kubepace/enforcer/datapath"
+	"github.com/kubepace/kubepace/enforcer/device"
+	"github.com/kubepace/kubepace/enforcer/pods"
+)
+
+// TestPodOfTheNodeOnly: while the API server is away a pod is held to what it started with, unless the kernel holds it
+// to something already; then the API server's word replaces that, and only then somebody is told.
+func TestPodOfTheNodeOnly(t *testing.T) {
+	w := newWorld(t)
+	w.source.snapshot.Complete = false
+	w.pod("new", "10M", "10.0.0.11").Origin = pods.OriginCNI
+	w.pod("changed", "10M", "10.0.0.12").Origin = pods.OriginCNI
+	held := datapath.Limit{Pod: datapath.Pod{Namespace: "default", Name: "changed", UID: "uid-changed"}, Rate: 20 * bandwidth.Megabit, Mode: datapath.ModePacing}
+	if err := w.kernel.Set(held); err != nil {
+		t.Fatal(err)
+	}
+	w.pass(Resync)
+	w.wantLimit("new", "10M", datapath.ModePacing)
+	w.wantLimit("changed", "20M", datapath.ModePacing)
+	w.wantReason("changed", true)
+	w.clock = w.clock.Add(time.Hour)
+	w.pass(0)
+	if wait := w.untilRetry(); len(w.told) != 0 || wait < time.Second {
+		t.Errorf("told %q, next pass in %v; want nobody told, and no hurry", w.told, wait)
+	}
+	// It is gone from the node while the API server is still away.
+	w.source.snapshot.Pods[0].Rate = 0
+	gone := w.source.snapshot.Pods[0]
+	w.source.snapshot.Pods = w.source.snapshot.Pods[1:]
+	w.pass(PodsChanged)
+	if len(w.kernel.states) != 2 {
+		t.Errorf("kernel holds %v; want nothing removed while the source is not complete", w.kernel.states)
+	}
+	// The API server is back: it raised the one and does not know the other.
+	w.source.snapshot.Complete = true
+	w.source.snapshot.Pods[0].Origin, w.source.snapshot.Pods[0].Rate = pods.OriginAPI, 30*bandwidth.Megabit
+	w.pass(PodsChanged)
+	w.wantLimit("changed", "30M", datapath.ModePacing)
+	if _, there := w.kernel.states[gone.UID]; there || len(w.told) != 1 {
+		t.Errorf("kernel holds %v, told %q; want the gone pod's limit gone, and the other told", w.kernel.states, w.told)
+	}
+}
+
+// TestPodThatHidesItsAddress: what leads out of a pod does not change with the pod's addresses, nor with a neighbour
+// that takes one of them.
+func TestPodThatHidesItsAddress(t *testing.T) {
+	w := newWorld(t)
+	w.pod("a", "10M", "10.0.0.11")
+	w.pass(Resync)
+	for name, err := range map[string]error{
+		"hidden": &device.NotFoundError{IPs: []netip.Addr{netip.MustParseAddr("10.0.0.11")}},
+		"taken":  &device.AmbiguousError{IP: netip.MustParseAddr("10.0.0.11")},
+	} {
+		w.network.err = err
+		w.pass(Resync)
+		if v := w.verdict("a"); !v.Enforced || len(v.Devices) != 1 {
+			t.Errorf("%s: %+v; want it held as before", name, v)
+		}
+	}
+	w.source.snapshot.Pods[0].Rate = 5 * bandwidth.Megabit
+	w.pass(PodsChanged)
+	w.wantLimit("a", "5M", datapath.ModePacing)
+	w.network.found = map[string]device.Found{} // now the device is gone
+	w.pass(DevicesChanged)
+	w.wantReason("a", false, "no network namespace")
+}
