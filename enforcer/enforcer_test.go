@@ -81,6 +81,30 @@ func TestNothingIsRemovedWhileTheSourceIsIncomplete(t *testing.T) {
 	}
 }
 
+// TestLooksInsideNowAndThen: a pod that stands as it did is looked into in one of lookInside resyncs.
+func TestLooksInsideNowAndThen(t *testing.T) {
+	w := newWorld(t)
+	w.pod("a", "10M", "10.0.0.11")
+	w.pass(Resync)
+	w.network.finds = 0
+	for range 2 * lookInside {
+		w.pass(Resync)
+		w.pass(DevicesChanged)
+	}
+	if w.network.finds != 2 {
+		t.Errorf("%d looks in %d resyncs; want 2", w.network.finds, 2*lookInside)
+	}
+}
+
+func TestPokesMakeOnePass(t *testing.T) {
+	w := newWorld(t)
+	w.Poke(DevicesChanged)
+	w.Poke(RoutesChanged)
+	if asked := w.takeAsked(); asked != DevicesChanged|RoutesChanged || len(w.wake) != 0 {
+		t.Errorf("asked for %b, %d more passes; want both reasons and none", asked, len(w.wake))
+	}
+}
+
 func TestRemoveGoesBeforeSet(t *testing.T) {
 	w := newWorld(t)
 	w.pod("old", "10M", "10.0.0.11")

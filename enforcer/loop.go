@@ -30,6 +30,7 @@ type Enforcer struct {
 	exits    qdisc.Result
 	exitsErr error
 	veths    []int
+	resyncs  int
 	first    bool // a pass has been made
 	failed   bool // the latest pass could not do its work
 	repaired time.Time
@@ -110,7 +111,12 @@ func (e *Enforcer) ask(r Reason) {
 	e.mu.Unlock()
 }
 
+// takeAsked answers every Poke until now: those that came while things settled must not make one more pass.
 func (e *Enforcer) takeAsked() Reason {
+	select {
+	case <-e.wake:
+	default:
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	asked := e.asked
@@ -168,6 +174,9 @@ func (e *Enforcer) pass(reason Reason) {
 		problems = append(problems, stateErr)
 	}
 	e.forget(snapshot)
+	if reason.has(Resync) {
+		e.resyncs++
+	}
 	locateErr := e.locate(snapshot, reason)
 	if locateErr != nil {
 		problems = append(problems, locateErr)

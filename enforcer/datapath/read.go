@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"slices"
 	"time"
 
@@ -58,12 +57,14 @@ func readStates(p pins, maps *bpf.EgressMaps) ([]State, error) {
 	if err != nil {
 		return nil, err
 	}
+	name, done, err := deviceNames()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	bySlot := map[uint32][]Device{}
 	for ifindex, record := range devices {
-		dev := Device{Index: ifindex, Hook: hookOf(p, ifindex)}
-		if i, err := net.InterfaceByIndex(ifindex); err == nil {
-			dev.Name = i.Name
-		}
+		dev := Device{Index: ifindex, Name: name(ifindex), Hook: hookOf(p, ifindex)}
 		bySlot[record.Slot] = append(bySlot[record.Slot], dev)
 	}
 	var states []State
@@ -112,6 +113,27 @@ func readState(maps *bpf.EgressMaps, slot uint32) (State, error) {
 		s.Backlog = time.Duration(pod.ClockNs - now)
 	}
 	return s, nil
+}
+
+// deviceNames looks up single devices, empty for one that is gone. net.InterfaceByIndex asks for all devices of the
+// node each time: with 250 pods that was most of what the agent did.
+func deviceNames() (name func(ifindex int) string, done func(), err error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open a socket to ask for devices' names: %w", err)
+	}
+	name = func(ifindex int) string {
+		request, err := unix.NewIfreq("")
+		if err != nil {
+			return ""
+		}
+		request.SetUint32(uint32(ifindex))
+		if err := unix.IoctlIfreq(fd, unix.SIOCGIFNAME, request); err != nil {
+			return ""
+		}
+		return request.Name()
+	}
+	return name, func() { unix.Close(fd) }, nil
 }
 
 // readDevices repeats the listing while the agent changes the map under it.

@@ -33,8 +33,9 @@ type Folder struct {
 	log     logr.Logger
 	changes signal
 
+	files map[string]manifest // by name; load's alone
+
 	mu       sync.Mutex
-	files    map[string]manifest // by name
 	snapshot Snapshot
 }
 
@@ -43,6 +44,7 @@ type manifest struct {
 	pods     []Pod
 	everRead bool
 	err      error // of the latest attempt
+	stamp    stamp // of the file when it was read
 }
 
 var _ Source = (*Folder)(nil)
@@ -145,11 +147,17 @@ func (f *Folder) load() error {
 	files := map[string]manifest{}
 	for _, entry := range entries {
 		if name := entry.Name(); isManifest(name) && !entry.IsDir() {
-			pods, err := readManifest(filepath.Join(f.dir, name))
-			if errors.Is(err, os.ErrNotExist) && !dangling(filepath.Join(f.dir, name)) {
+			path := filepath.Join(f.dir, name)
+			now := stampOf(path)
+			if before := f.files[name]; before.err == nil && now.same(before.stamp) {
+				files[name] = before
+				continue
+			}
+			pods, err := readManifest(path)
+			if errors.Is(err, os.ErrNotExist) && !dangling(path) {
 				continue // removed since ReadDir
 			}
-			files[name] = manifest{pods: pods, everRead: err == nil, err: err}
+			files[name] = manifest{pods: pods, everRead: err == nil, err: err, stamp: now}
 		}
 	}
 	f.mu.Lock()
