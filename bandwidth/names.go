@@ -75,6 +75,11 @@ const (
 	// Domain ends the group of every key that is ours; Prefix begins those of labels and most annotations.
 	Domain = "kubepace.io/"
 	Prefix = "egress." + Domain
+	// SystemNamespace is where kubepace runs, unless it is told another.
+	SystemNamespace = "kubepace-system"
+	// LeasePrefix, before a node's name, is the name of the Lease in kubepace's namespace that the node's agent renews
+	// while the node keeps limits. When it runs out, the webhook's leader takes Resource from the node.
+	LeasePrefix = "kubepace-enforcer-"
 	// ConditionEnforced is the pod condition that says whether the node keeps the limit.
 	ConditionEnforced = "kubepace.io/EgressEnforced"
 )

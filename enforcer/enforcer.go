@@ -45,10 +45,12 @@ type Scan interface {
 
 var _ Scan = (*device.Scan)(nil)
 
-// Observer is told of each pod whose verdict changed, once per change: events, later the pod's condition. It is called
-// from the loop and must be quick.
+// Observer is told of each pod whose verdict changed, once per change: events, the pod's condition. It is called from
+// the loop and must be quick.
 type Observer interface {
 	Changed(pod pods.Pod, v Verdict)
+	// Released tells of a pod that had a verdict and wants no limit any more.
+	Released(pod pods.Pod)
 }
 
 // Options for New. What is not marked optional is needed.
@@ -120,5 +122,6 @@ func New(opts Options) (*Enforcer, error) {
 		pods:   map[string]*podState{},
 		status: Status{Identity: opts.Identity},
 		now:    time.Now,
+		ready:  ErrStarting,
 	}, nil
 }

@@ -4,6 +4,7 @@ package enforcer
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -22,7 +23,8 @@ type Enforcer struct {
 	mu     sync.Mutex
 	asked  Reason // what was asked for since the last pass
 	status Status
-	ready  bool
+	ready  error // why it is not; nil where it is
+	synced bool  // a pass was made with all pods known
 	passed time.Time
 
 	// The rest belongs to the loop.
@@ -144,11 +146,36 @@ func (e *Enforcer) untilRetry() time.Duration {
 	return max(wait, time.Millisecond)
 }
 
-// Ready reports whether a pass was made with all of this node's pods known.
-func (e *Enforcer) Ready() bool {
+// ErrStarting means that not all of this node's pods were compared yet.
+var ErrStarting = errors.New("not all pods of this node are known yet")
+
+// Readiness says why limits are not kept on this node, or nil: a pass was made with all of its pods known, and the
+// latest one could read and write the kernel's state. It is ErrStarting before the first.
+func (e *Enforcer) Readiness() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.ready
+}
+
+// Ready reports whether limits are kept on this node.
+func (e *Enforcer) Ready() bool { return e.Readiness() == nil }
+
+func (e *Enforcer) setReady(err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.ready = err
+}
+
+// readiness is what a pass says of it.
+func (e *Enforcer) readiness(complete bool, stateErr error) error {
+	e.synced = e.synced || complete
+	switch {
+	case stateErr != nil:
+		return stateErr
+	case !e.synced:
+		return ErrStarting
+	}
+	return nil
 }
 
 // Alive reports whether the loop still turns.
@@ -182,6 +209,13 @@ func (e *Enforcer) pass(reason Reason) {
 		problems = append(problems, locateErr)
 	}
 	e.failed = stateErr != nil || locateErr != nil
+	defer e.setReady(e.readiness(snapshot.Complete, stateErr))
+	if closed := (*NotOpenError)(nil); errors.As(stateErr, &closed) {
+		e.refuse(snapshot, closed)
+		e.logProblems(problems)
+		e.publish(snapshot, "none", closed.Err.Error(), problems)
+		return
+	}
 	e.syncQdiscs(reason)
 	if e.exitsErr != nil {
 		problems = append(problems, e.exitsErr)
@@ -192,7 +226,7 @@ func (e *Enforcer) pass(reason Reason) {
 		e.apply(snapshot, states, mode, e.repair(reason))
 	}
 	e.logProblems(problems)
-	e.publish(snapshot, mode, why, problems)
+	e.publish(snapshot, mode.String(), why, problems)
 }
 
 // repair reports whether each pod is to be set again though the kernel's state looks right.

@@ -122,9 +122,7 @@ func (e *Enforcer) apply(snapshot pods.Snapshot, states map[string]datapath.Stat
 	for _, pod := range snapshot.Pods {
 		p := e.pods[pod.UID]
 		if !pod.Limited() {
-			if p != nil {
-				p.verdict, p.told, p.logged = Verdict{}, false, false
-			}
+			e.release(pod, p)
 			continue
 		}
 		if p == nil {
@@ -133,6 +131,37 @@ func (e *Enforcer) apply(snapshot pods.Snapshot, states map[string]datapath.Stat
 		}
 		state, held := states[pod.UID]
 		e.keep(pod, p, e.enforce(pod, p, state, held, mode, repair))
+	}
+}
+
+// release forgets a verdict on a pod that wants no limit any more, or has finished.
+func (e *Enforcer) release(pod pods.Pod, p *podState) {
+	if p == nil {
+		return
+	}
+	if p.logged && !pod.Finished() && e.opts.Observer != nil {
+		e.opts.Observer.Released(pod)
+	}
+	p.verdict, p.told, p.logged = Verdict{}, false, false
+}
+
+// refuse gives every limited pod its verdict where nothing can be enforced at all.
+func (e *Enforcer) refuse(snapshot pods.Snapshot, why *NotOpenError) {
+	for _, pod := range snapshot.Pods {
+		p := e.pods[pod.UID]
+		if !pod.Limited() {
+			e.release(pod, p)
+			continue
+		}
+		if p == nil {
+			p = &podState{}
+			e.pods[pod.UID] = p
+		}
+		v := Verdict{Pod: pod.Pod, Origin: pod.Origin, Limit: pod.Rate, Code: codeOf(why), Reason: why.Error()}
+		if pod.HostNetwork {
+			v.Code, v.Reason = CodeHostNetwork, device.ErrHostNetwork.Error()
+		}
+		e.keep(pod, p, v)
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"reflect"
 	"time"
 
-	"github.com/kubepace/kubepace/enforcer/datapath"
 	"github.com/kubepace/kubepace/enforcer/internal/rundir"
 	"github.com/kubepace/kubepace/enforcer/pods"
 	"github.com/kubepace/kubepace/enforcer/qdisc"
@@ -30,9 +29,9 @@ func (e *Enforcer) logProblems(problems []error) {
 }
 
 // publish replaces the status, and the status file where anything but the time changed.
-func (e *Enforcer) publish(snapshot pods.Snapshot, mode datapath.Mode, why string, problems []error) {
+func (e *Enforcer) publish(snapshot pods.Snapshot, mode, why string, problems []error) {
 	status := Status{
-		Identity: e.opts.Identity, Mode: mode.String(), ModeReason: why,
+		Identity: e.opts.Identity, Mode: mode, ModeReason: why,
 		Exits: e.exits.Exits, Veths: unpaced(e.exits.Veths), Synced: snapshot.Complete,
 	}
 	for _, err := range problems {
@@ -55,7 +54,6 @@ func (e *Enforcer) publish(snapshot pods.Snapshot, mode datapath.Mode, why strin
 		e.opts.Log.Info("mode decided", "mode", status.Mode, "reason", why)
 	}
 	e.status = status
-	e.ready = e.ready || snapshot.Complete
 	e.mu.Unlock()
 	if !changed || e.opts.StatusFile == "" {
 		return

@@ -137,6 +137,8 @@ func (w *world) Changed(pod pods.Pod, v Verdict) {
 	w.told = append(w.told, pod.Name+": "+v.Reason)
 }
 
+func (w *world) Released(pod pods.Pod) { w.told = append(w.told, pod.Name+" released") }
+
 func newWorld(t *testing.T) *world {
 	w := &world{
 		t:       t,

@@ -54,6 +54,7 @@ type input struct {
 	source   pods.Source
 	name     string
 	observer enforcer.Observer // may be nil
+	cluster  *cluster          // nil for a folder
 	close    func()
 }
 
@@ -70,11 +71,11 @@ func openInput(ctx context.Context, o *options, log logr.Logger) (input, error) 
 	if err != nil {
 		return input{}, err
 	}
-	events, err := newEvents(ctx, config, o.NodeName)
+	c, err := newCluster(ctx, o, config)
 	if err != nil {
 		return input{}, err
 	}
-	return input{source: source, name: "API server", observer: events, close: events.close}, nil
+	return input{source: source, name: "API server", observer: c, cluster: c, close: c.close}, nil
 }
 
 // addLocal lets the node's own CNI results speak: of where pods are, and beside an API server of pods that it has not
@@ -103,7 +104,7 @@ func clientConfig(kubeconfig string) (*rest.Config, error) {
 
 // kernel is what the agent holds open of the kernel.
 type kernel struct {
-	datapath *datapath.Datapath
+	datapath *enforcer.Opening
 	qdiscs   *qdisc.Manager
 	finder   *device.Finder
 }
@@ -119,10 +120,10 @@ func openKernel(o *options, log logr.Logger) (*kernel, error) {
 		k.close()
 		return nil, err
 	}
-	if k.datapath, err = datapath.Open(datapath.Options{BPFFS: o.BPFFS, Log: log.WithName("datapath")}); err != nil {
-		k.close()
-		return nil, fmt.Errorf("open datapath: %w", err)
-	}
+	// Opened by the loop's first pass: where that fails, the agent stays, says so, and tries again.
+	k.datapath = &enforcer.Opening{Open: func() (*datapath.Datapath, error) {
+		return datapath.Open(datapath.Options{BPFFS: o.BPFFS, Log: log.WithName("datapath")})
+	}}
 	return k, nil
 }
 
@@ -148,6 +149,12 @@ func serveAgent(ctx context.Context, o *options, log logr.Logger, in input, k *k
 	if err != nil {
 		return err
 	}
+	var tasks map[string]func(context.Context) error
+	if in.cluster != nil {
+		if tasks, err = in.cluster.tasks(in.source, e, log); err != nil {
+			return err
+		}
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	run := func(name string, task func(context.Context) error) {
 		group.Go(func() error {
@@ -156,6 +163,9 @@ func serveAgent(ctx context.Context, o *options, log logr.Logger, in input, k *k
 			}
 			return nil
 		})
+	}
+	for name, task := range tasks {
+		run(name, task)
 	}
 	run("pods", in.source.Run)
 	run("loop", e.Run)

@@ -32,6 +32,9 @@ const asProgram = "KUBEPACE_TEST_AS_PROGRAM"
 func init() {
 	if os.Getenv(asProgram) != "" {
 		os.Unsetenv(asProgram)
+		if os.Getenv(withoutBPF) != "" {
+			refuseBPF()
+		}
 		main()
 	}
 }
@@ -43,6 +46,7 @@ type machine struct {
 	bpffs, run, manifests, netnsd string
 	agent                         *exec.Cmd
 	log                           *bytes.Buffer
+	environment                   []string // more of it, for the agent
 }
 
 // onMachine runs f on a thread in a fresh network namespace; what f starts is there too.
@@ -121,10 +125,12 @@ func (m *machine) command(args ...string) *exec.Cmd {
 	return cmd
 }
 
-func (m *machine) start() {
+func (m *machine) start(more ...string) {
 	m.t.Helper()
 	m.log = &bytes.Buffer{}
-	m.agent = m.command("run", "--pod-manifests="+m.manifests, "--bpffs="+m.bpffs, "--run-dir="+m.run, "--netns-dir="+m.netnsd, "--resync=2s")
+	args := []string{"run", "--pod-manifests=" + m.manifests, "--bpffs=" + m.bpffs, "--run-dir=" + m.run, "--netns-dir=" + m.netnsd, "--resync=2s"}
+	m.agent = m.command(append(args, more...)...)
+	m.agent.Env = append(m.agent.Env, m.environment...)
 	m.agent.Stderr = m.log
 	m.must(m.agent.Start(), "start the agent")
 }

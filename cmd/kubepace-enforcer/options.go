@@ -15,10 +15,12 @@ import (
 	"go.uber.org/zap/zapcore"
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/kubepace/kubepace/bandwidth"
 	"github.com/kubepace/kubepace/enforcer"
 	"github.com/kubepace/kubepace/enforcer/cni"
 	"github.com/kubepace/kubepace/enforcer/datapath"
 	"github.com/kubepace/kubepace/enforcer/device"
+	"github.com/kubepace/kubepace/enforcer/node"
 )
 
 // options are the command lines of all commands; defaultOptions sets what may be left out, parse validates.
@@ -26,6 +28,9 @@ type options struct {
 	NodeName     string
 	Kubeconfig   string
 	PodManifests string
+	Namespace    string
+	Advertise    string
+	Overcommit   float64
 
 	BPFFS       string
 	RunDir      string
@@ -42,13 +47,14 @@ type options struct {
 	Output   string
 	Interval time.Duration
 
-	level zapcore.Level // from LogLevel
+	level     zapcore.Level // from LogLevel
+	advertise node.Policy   // from Advertise and Overcommit
 }
 
 func defaultOptions() *options {
 	return &options{
-		NodeName: os.Getenv("NODE_NAME"),
-		BPFFS:    datapath.DefaultBPFFS, RunDir: enforcer.DefaultRunDir, NetnsDir: device.DefaultNetnsDir,
+		NodeName: os.Getenv("NODE_NAME"), Namespace: bandwidth.SystemNamespace, Advertise: "unbounded", Overcommit: 1,
+		BPFFS: datapath.DefaultBPFFS, RunDir: enforcer.DefaultRunDir, NetnsDir: device.DefaultNetnsDir,
 		CNICacheDir: cni.DefaultDir,
 		PodFq:       true, Resync: enforcer.DefaultResync, HealthAddress: "0", MetricsAddress: "0", LogLevel: "info",
 		Output: "table", Interval: time.Second,
@@ -59,6 +65,9 @@ func runFlags(o *options, fs *pflag.FlagSet) {
 	fs.StringVar(&o.NodeName, "node-name", o.NodeName, "`name` of this node; its pods are watched at the API server (default: environment NODE_NAME)")
 	fs.StringVar(&o.Kubeconfig, "kubeconfig", o.Kubeconfig, "`file` that tells where the API server is (default: the pod's service account)")
 	fs.StringVar(&o.PodManifests, "pod-manifests", o.PodManifests, "`folder` of Pod manifests (YAML, JSON) to take the pods from, in place of an API server; watched")
+	fs.StringVar(&o.Advertise, "advertise", o.Advertise, "how `much` of "+bandwidth.Resource+" the node advertises to the scheduler: unbounded, a rate such as 10G, link (the speed of the exit devices) or off (not touched)")
+	fs.Float64Var(&o.Overcommit, "overcommit", o.Overcommit, "with --advertise=link, times this `factor`")
+	fs.StringVar(&o.Namespace, "namespace", o.Namespace, "`namespace` of the agent's Lease")
 	commonFlags(o, fs)
 	fs.StringVar(&o.NetnsDir, "netns-dir", o.NetnsDir, "`folder` where the pods' network namespaces are mounted")
 	fs.StringVar(&o.CNICacheDir, "cni-cache-dir", o.CNICacheDir, "`folder` where the container runtime keeps the results of CNI ADD: they tell a pod's network before its first container starts; empty to find pods by their addresses only")
@@ -148,10 +157,26 @@ func (o *options) validateRun() error {
 	if o.CNICacheDir != "" {
 		errs = append(errs, absolute("--cni-cache-dir", o.CNICacheDir))
 	}
+	errs = append(errs, o.validateAdvertise())
 	errs = append(errs, absolute("--netns-dir", o.NetnsDir), checkDevices(o.ExitDevices),
 		checkAddress("--health-address", o.HealthAddress), checkAddress("--metrics-address", o.MetricsAddress))
 	if o.Resync < time.Second {
 		errs = append(errs, fmt.Errorf("--resync %s is below 1s", o.Resync))
+	}
+	return errors.Join(errs...)
+}
+
+func (o *options) validateAdvertise() error {
+	var errs []error
+	for _, problem := range validation.IsDNS1123Label(o.Namespace) {
+		errs = append(errs, fmt.Errorf("--namespace %q: %s", o.Namespace, problem))
+	}
+	var err error
+	if o.advertise, err = node.ParsePolicy(o.Advertise, o.Overcommit); err != nil {
+		errs = append(errs, fmt.Errorf("--advertise %q, --overcommit: %w", o.Advertise, err))
+	}
+	if longest := validation.DNS1123SubdomainMaxLength - len(bandwidth.LeasePrefix); len(o.NodeName) > longest && !o.advertise.Off() {
+		errs = append(errs, fmt.Errorf("--node-name is longer than %d, too long for the name of a Lease: use --advertise=off", longest))
 	}
 	return errors.Join(errs...)
 }

@@ -43,22 +43,29 @@ func serveHTTP(ctx context.Context, address string, handler http.Handler) error 
 	return nil
 }
 
-// serveHealth: live while the loop turns, ready once all of this node's pods were compared.
+// serveHealth: live while the loop turns, ready while all of this node's pods are known and their limits can be kept.
 func serveHealth(ctx context.Context, address string, e *enforcer.Enforcer) error {
 	mux := http.NewServeMux()
-	answer := func(path, problem string, good func() bool) {
+	answer := func(path string, check func() error) {
 		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) {
-			if !good() {
-				http.Error(w, problem, http.StatusServiceUnavailable)
+			if err := check(); err != nil {
+				http.Error(w, err.Error(), http.StatusServiceUnavailable)
 				return
 			}
 			fmt.Fprintln(w, "ok")
 		})
 	}
-	answer("/healthz", "the loop stands still", e.Alive)
-	answer("/readyz", "not all pods of this node are known yet", e.Ready)
+	answer("/healthz", func() error {
+		if !e.Alive() {
+			return errStill
+		}
+		return nil
+	})
+	answer("/readyz", e.Readiness)
 	return serveHTTP(ctx, address, mux)
 }
+
+var errStill = errors.New("the loop stands still")
 
 func serveMetrics(ctx context.Context, address string, e *enforcer.Enforcer) error {
 	registry := prometheus.NewRegistry()

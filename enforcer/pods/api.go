@@ -70,7 +70,7 @@ func strip(object any) (any, error) {
 			Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, ResourceVersion: pod.ResourceVersion,
 			DeletionTimestamp: pod.DeletionTimestamp,
 		},
-		Spec:   corev1.PodSpec{NodeName: pod.Spec.NodeName, HostNetwork: pod.Spec.HostNetwork},
+		Spec:   corev1.PodSpec{NodeName: pod.Spec.NodeName, HostNetwork: pod.Spec.HostNetwork, Containers: counted(pod)},
 		Status: corev1.PodStatus{Phase: pod.Status.Phase, PodIP: pod.Status.PodIP, PodIPs: pod.Status.PodIPs},
 	}
 	for _, key := range []string{bandwidth.AnnotationEgress, corev1.MirrorPodAnnotationKey, annotationStaticUID} {
@@ -80,6 +80,9 @@ func strip(object any) (any, error) {
 			}
 			small.Annotations[key] = text
 		}
+	}
+	if c := condition(pod); c != nil {
+		small.Status.Conditions = []corev1.PodCondition{*c}
 	}
 	return small, nil
 }

@@ -52,6 +52,10 @@ type Pod struct {
 	Terminating bool
 	Phase       corev1.PodPhase
 	Origin      Origin
+	// Condition is ours, as the API server has it; nil where there is none.
+	Condition *corev1.PodCondition
+	// Requested is what the scheduler counts of our resource for this pod, in bits/s.
+	Requested int64
 }
 
 // ObjectUID is the pod's UID at the API server.
@@ -125,6 +129,8 @@ func fromObject(pod *corev1.Pod, origin Origin) (Pod, error) {
 		Terminating: pod.DeletionTimestamp != nil,
 		Phase:       pod.Status.Phase,
 		Origin:      origin,
+		Condition:   condition(pod),
+		Requested:   requested(pod),
 	}
 	if !uidPattern.MatchString(p.UID) {
 		return Pod{}, &FieldError{"metadata.uid", fmt.Errorf("%q is not a usable UID", clip(p.UID))}

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package enforcer
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/kubepace/kubepace/enforcer/datapath"
+)
+
+// NotOpenError means that the datapath could not be opened: nothing can be enforced on this node.
+type NotOpenError struct{ Err error }
+
+func (e *NotOpenError) Error() string { return "no limit can be set on this node: " + e.Err.Error() }
+
+func (e *NotOpenError) Unwrap() error { return e.Err }
+
+// Opening is a datapath that is opened when it is asked for its states, again and again where that fails: the agent of
+// a node that cannot enforce says so to everybody, instead of ending and leaving them to guess.
+type Opening struct {
+	// Open opens it. It is not called any more once it has succeeded.
+	Open func() (*datapath.Datapath, error)
+
+	mu   sync.Mutex
+	open *datapath.Datapath
+}
+
+var _ Datapath = (*Opening)(nil)
+
+func (o *Opening) get() (*datapath.Datapath, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.open == nil {
+		return nil, &NotOpenError{errors.New("not opened yet")}
+	}
+	return o.open, nil
+}
+
+// States opens the datapath where it is not open yet. The error is a *NotOpenError where that fails.
+func (o *Opening) States() ([]datapath.State, error) {
+	o.mu.Lock()
+	if o.open == nil {
+		d, err := o.Open()
+		if err != nil {
+			o.mu.Unlock()
+			return nil, &NotOpenError{fmt.Errorf("open datapath: %w", err)}
+		}
+		o.open = d
+	}
+	d := o.open
+	o.mu.Unlock()
+	return d.States()
+}
+
+// Set implements Datapath.
+func (o *Opening) Set(limit datapath.Limit) error {
+	d, err := o.get()
+	if err != nil {
+		return err
+	}
+	return d.Set(limit)
+}
+
+// Remove implements Datapath.
+func (o *Opening) Remove(uid string) error {
+	d, err := o.get()
+	if err != nil {
+		return err
+	}
+	return d.Remove(uid)
+}
+
+// Features implements Datapath; those of one that is not open are none.
+func (o *Opening) Features() datapath.Features {
+	d, err := o.get()
+	if err != nil {
+		return datapath.Features{}
+	}
+	return d.Features()
+}
+
+// Close lets go of file descriptors; every limit stays in force.
+func (o *Opening) Close() error {
+	d, err := o.get()
+	if err != nil {
+		return nil //nolint:nilerr // what was never opened is closed
+	}
+	return d.Close()
+}

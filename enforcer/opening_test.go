@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package enforcer
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/kubepace/kubepace/enforcer/datapath"
+)
+
+func TestNodeThatCannotEnforceSaysSo(t *testing.T) {
+	w := newWorld(t)
+	tries := 0
+	opening := &Opening{Open: func() (*datapath.Datapath, error) {
+		tries++
+		return nil, &datapath.LacksError{Kernel: "4.4", What: "bpf(2)", Err: errors.New("create map: function not implemented")}
+	}}
+	w.opts.Datapath = opening
+	w.pod("a", "10M", "10.0.0.11")
+	w.pod("host", "10M", "").HostNetwork = true
+	w.pod("free", "", "10.0.0.12")
+	w.pass(Resync)
+	w.wantCodes(map[string]Code{"a": CodeKernelLacks, "host": CodeHostNetwork})
+	w.wantReason("a", false, "kernel 4.4 lacks bpf(2)")
+	if err := w.Readiness(); err == nil || !strings.Contains(err.Error(), "no limit can be set on this node") {
+		t.Errorf("readiness %v; want the reason", err)
+	}
+	if w.exits.syncs != 0 {
+		t.Error("qdiscs were changed on a node that cannot enforce")
+	}
+	if len(w.told) != 2 || w.Status().Mode != "none" {
+		t.Errorf("told %q, mode %s; want both limited pods, none", w.told, w.Status().Mode)
+	}
+	w.pass(Resync)
+	if tries != 2 || len(w.told) != 2 {
+		t.Errorf("%d tries, told %q; want it tried again, and nobody told again", tries, w.told)
+	}
+	w.opts.Datapath = w.kernel // opened at last
+	w.pass(Resync)
+	w.wantLimit("a", "10M", datapath.ModePacing)
+	w.wantCodes(map[string]Code{"a": CodePacing, "host": CodeHostNetwork})
+	if err := w.Readiness(); err != nil {
+		t.Errorf("readiness %v; want ready", err)
+	}
+	w.source.snapshot.Pods[0].Rate = 0
+	w.pass(PodsChanged)
+	if last := w.told[len(w.told)-1]; last != "a released" {
+		t.Errorf("told %q; want a released", w.told)
+	}
+}
