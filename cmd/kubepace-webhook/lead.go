@@ -9,6 +9,7 @@ import (
 
 	"github.com/go-logr/logr"
 	"k8s.io/client-go/kubernetes/scheme"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -17,6 +18,7 @@ import (
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/kubepace/kubepace/certs"
+	"github.com/kubepace/kubepace/webhook/nodes"
 )
 
 // leaderLease is the Lease that replicas compete for.
@@ -32,6 +34,8 @@ type leadership struct {
 	shared  cache.Cache
 	log     logr.Logger
 	stop    context.Context // ends before Start's
+
+	events typedcorev1.EventsGetter
 
 	restamping func(ctrl.Manager) error // adds the re-stamping controller
 }
@@ -92,7 +96,7 @@ func (l *leadership) addJobs(mgr ctrl.Manager) error {
 	if err := l.restamping(mgr); err != nil {
 		return fmt.Errorf("add re-stamping controller: %w", err)
 	}
-	return nil
+	return nodes.Add(mgr, nodes.Options{Client: l.direct, Namespace: l.options.Namespace, Events: l.events, Log: l.log.WithName("nodes"), Every: l.options.AgentCheck})
 }
 
 func newKeeper(o *options, direct client.Client, informers cache.Informers, log logr.Logger) *certs.Keeper {

@@ -49,6 +49,7 @@ type options struct {
 	ClusterMax     string
 
 	RestampRate float64
+	AgentCheck  time.Duration
 
 	LogLevel string
 
@@ -62,7 +63,7 @@ func defaultOptions() *options {
 		Namespace: "kubepace-system", ServiceName: "kubepace-webhook", SecretName: "kubepace-webhook-tls",
 		MutatingConfiguration: "kubepace-webhook", ValidatingConfiguration: "kubepace-webhook",
 		Validity: certs.DefaultValidity, CAPropagation: 10 * time.Second, ReplicaName: hostname(), LeaseDuration: 15 * time.Second,
-		RestampRate: 50, LogLevel: "info",
+		RestampRate: 50, AgentCheck: 15 * time.Second, LogLevel: "info",
 	}
 }
 
@@ -111,6 +112,7 @@ func (o *options) flags() *pflag.FlagSet {
 	fs.StringVar(&o.ReplicaName, "replica-name", o.ReplicaName, "`name` of this replica's Lease, unlike every other's (default: the host name)")
 	fs.DurationVar(&o.LeaseDuration, "lease-duration", o.LeaseDuration, "how long the leader's Lease, and each replica's, outlives its last renewal")
 	fs.Float64Var(&o.RestampRate, "restamp-rate", o.RestampRate, "how many running `pods` per second get another limit, at most, after a policy changed")
+	fs.DurationVar(&o.AgentCheck, "agent-check", o.AgentCheck, "how often to look for nodes whose agent's Lease has run out, which then lose the resource that they advertise")
 	fs.StringVar(&o.LogLevel, "log-level", o.LogLevel, "error, warn, info, debug, or a number for more than debug (2, 3, ...)")
 	fs.Lookup("extra-ips").DefValue = ""    // help would show an empty pair of brackets
 	fs.Lookup("replica-name").DefValue = "" // help would show this machine's
@@ -162,6 +164,9 @@ func (o *options) validate() error {
 	}
 	if o.RestampRate < 1 || o.RestampRate > 10000 {
 		errs = append(errs, fmt.Errorf("--restamp-rate %v is outside 1 and 10000", o.RestampRate))
+	}
+	if o.AgentCheck < time.Second {
+		errs = append(errs, fmt.Errorf("--agent-check %s is below 1s", o.AgentCheck))
 	}
 	errs = append(errs, o.validateRotation())
 	errs = append(errs, checkNames("--namespace", validation.IsDNS1123Label, o.Namespace),

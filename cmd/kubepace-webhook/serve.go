@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/client-go/kubernetes/scheme"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -74,8 +75,12 @@ func serve(ctx, stop context.Context, config *rest.Config, o *options, log logr.
 	if err != nil {
 		return err
 	}
+	events, err := typedcorev1.NewForConfig(config)
+	if err != nil {
+		return fmt.Errorf("configure client for events: %w", err)
+	}
 	if err := mgr.Add(&leadership{
-		config: config, options: o, direct: direct, shared: mgr.GetCache(), log: log, stop: stop, restamping: restamping,
+		config: config, options: o, direct: direct, shared: mgr.GetCache(), log: log, stop: stop, restamping: restamping, events: events,
 	}); err != nil {
 		return fmt.Errorf("add leader election: %w", err)
 	}

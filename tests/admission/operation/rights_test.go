@@ -22,6 +22,7 @@ func TestRights(t *testing.T) {
 		{Verb: "patch", Group: admission, Resource: "validatingwebhookconfigurations", Name: lab.Configuration},
 		{Verb: "update", Resource: "secrets", Namespace: ours, Name: "kubepace-webhook-tls"}, {Verb: "create", Resource: "secrets", Namespace: ours},
 		{Verb: "update", Group: "coordination.k8s.io", Resource: "leases", Namespace: ours},
+		{Verb: "get", Resource: "nodes", Name: "n"}, {Verb: "patch", Resource: "nodes", Subresource: "status", Name: "n"}, // of those whose agent is gone
 	}
 	refused := []right{
 		{Verb: "get", Resource: "secrets", Namespace: ours, Name: "another"}, {Verb: "list", Resource: "secrets", Namespace: ours}, {Verb: "get", Resource: "secrets", Namespace: "team", Name: "kubepace-webhook-tls"},
@@ -29,7 +30,7 @@ func TestRights(t *testing.T) {
 		{Verb: "create", Resource: "pods", Namespace: "team"}, {Verb: "patch", Resource: "pods", Namespace: "team"}, {Verb: "update", Resource: "pods", Namespace: "team"}, {Verb: "delete", Resource: "pods", Namespace: "team"},
 		{Verb: "update", Resource: "pods", Subresource: "status", Namespace: "team"}, {Verb: "create", Resource: "pods", Subresource: "exec", Namespace: "team"}, {Verb: "create", Resource: "pods", Subresource: "binding", Namespace: "team"},
 		{Verb: "patch", Resource: "namespaces", Name: "team"}, {Verb: "patch", Resource: "limitranges", Namespace: "team"}, {Verb: "patch", Resource: "resourcequotas", Namespace: "team"},
-		{Verb: "get", Resource: "configmaps", Namespace: ours}, {Verb: "get", Resource: "nodes"}, {Verb: "impersonate", Resource: "users"}, {Verb: "create", Resource: "serviceaccounts", Subresource: "token", Namespace: ours},
+		{Verb: "get", Resource: "configmaps", Namespace: ours}, {Verb: "list", Resource: "nodes"}, {Verb: "patch", Resource: "nodes", Name: "n"}, {Verb: "delete", Resource: "nodes", Name: "n"}, {Verb: "impersonate", Resource: "users"}, {Verb: "create", Resource: "serviceaccounts", Subresource: "token", Namespace: ours},
 		{Verb: "patch", Group: admission, Resource: "mutatingwebhookconfigurations", Name: "another"}, {Verb: "delete", Group: admission, Resource: "mutatingwebhookconfigurations", Name: lab.Configuration},
 		{Verb: "patch", Group: admission, Resource: "validatingadmissionpolicies", Name: "kubepace-totals"}, {Verb: "create", Group: admission, Resource: "validatingwebhookconfigurations"},
 		{Verb: "update", Group: "coordination.k8s.io", Resource: "leases", Namespace: "kube-system"}, {Verb: "patch", Group: "rbac.authorization.k8s.io", Resource: "clusterroles", Name: "kubepace-webhook"},
