@@ -19,6 +19,10 @@ const (
 	filterPriority = 1
 	// filterHandle is ours ("kp"), so that we never replace somebody else's filter of the same priority.
 	filterHandle = 0x6b70
+	// standInHandle is of the filter that keeps the limit while ours changes its place.
+	standInHandle = filterHandle + 1
+	// lastPriority: where the first preferences are taken by filters of other kinds, ours comes behind them.
+	lastPriority = 16
 )
 
 // attachment is one device's hook.
@@ -29,14 +33,16 @@ type attachment struct {
 }
 
 // attach puts the program first at a device's ingress: by tcx where the kernel has it, else as a clsact filter.
-// Attaching again replaces the program without a gap.
-func attach(p pins, prog *ebpf.Program, ifindex int) (attachment, error) {
-	err := attachTCX(p, prog, ifindex)
-	if err == nil {
-		return attachment{hook: HookTCX}, nil
-	}
-	if !errors.Is(err, ebpf.ErrNotSupported) {
-		return attachment{}, err
+// Attaching again replaces the program without a gap, and leaves it where it is among others.
+func attach(p pins, prog *ebpf.Program, ifindex int, clsact bool) (attachment, error) {
+	if !clsact {
+		err := attachTCX(p, prog, ifindex)
+		if err == nil {
+			return attachment{hook: HookTCX}, nil
+		}
+		if !errors.Is(err, ebpf.ErrNotSupported) {
+			return attachment{}, err
+		}
 	}
 	own, err := attachClsact(prog, ifindex)
 	return attachment{hook: HookClsact, ownClsact: own}, err
@@ -88,10 +94,23 @@ func attachClsact(prog *ebpf.Program, ifindex int) (own bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if err := netlink.FilterReplace(filterOf(ifindex, prog.FD())); err != nil {
-		return own, fmt.Errorf("add bpf filter to device %d: %w", ifindex, err)
+	list, err := filters(ifindex, netlink.HANDLE_MIN_INGRESS)
+	if err != nil {
+		return own, fmt.Errorf("list filters of device %d: %w", ifindex, err)
 	}
-	return own, nil
+	before, _ := ourFilter(list)
+	for priority := uint16(filterPriority); ; priority++ {
+		err = netlink.FilterReplace(filterOf(ifindex, prog.FD(), priority))
+		if err == nil && before != nil && before.Priority > priority {
+			err = netlink.FilterDel(filterOf(ifindex, 0, before.Priority)) // the better place has become free
+		}
+		if err == nil {
+			return own, nil
+		}
+		if !occupied(err) || priority == lastPriority {
+			return own, fmt.Errorf("add bpf filter to device %d: %w", ifindex, err)
+		}
+	}
 }
 
 func ensureIngressHook(ifindex int) (added bool, err error) {
@@ -110,22 +129,25 @@ func ensureIngressHook(ifindex int) (added bool, err error) {
 	return false, fmt.Errorf("add clsact to device %d: %w", ifindex, err)
 }
 
-func hasIngressQdisc(ifindex int) bool {
+func hasIngressQdisc(ifindex int) bool { return ingressQdisc(ifindex) != "" }
+
+// ingressQdisc is "clsact", "ingress", or "" for none.
+func ingressQdisc(ifindex int) string {
 	qdiscs, err := retryDump(func() ([]netlink.Qdisc, error) {
 		return netlink.QdiscList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: ifindex}})
 	})
 	if err != nil {
-		return false
+		return ""
 	}
 	for _, q := range qdiscs {
 		if q.Type() == "clsact" || q.Type() == "ingress" {
-			return true
+			return q.Type()
 		}
 	}
-	return false
+	return ""
 }
 
-func filterOf(ifindex, fd int) *netlink.BpfFilter {
+func filterOf(ifindex, fd int, priority uint16) *netlink.BpfFilter {
 	return &netlink.BpfFilter{
 		FilterAttrs: netlink.FilterAttrs{
 			LinkIndex: ifindex,
@@ -133,7 +155,7 @@ func filterOf(ifindex, fd int) *netlink.BpfFilter {
 			Parent:   netlink.HANDLE_MIN_INGRESS,
 			Handle:   filterHandle,
 			Protocol: unix.ETH_P_ALL,
-			Priority: filterPriority,
+			Priority: priority,
 		},
 		Fd: fd, Name: filterName, DirectAction: true,
 	}
@@ -152,13 +174,20 @@ func detach(p pins, ifindex int, ownClsact bool) error {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("load pinned tcx link of device %d: %w", ifindex, err)
 	}
-	if !hasFilter(ifindex) {
-		return nil
+	if err := dropStandIn(ifindex); err != nil {
+		return err
 	}
-	if err := netlink.FilterDel(filterOf(ifindex, 0)); err != nil && !gone(err) {
-		return fmt.Errorf("delete bpf filter of device %d: %w", ifindex, err)
+	list, err := filters(ifindex, netlink.HANDLE_MIN_INGRESS)
+	if err != nil {
+		return nil //nolint:nilerr // the device is gone
 	}
-	if !ownClsact || !ingressIsEmpty(ifindex) {
+	if own, _ := ourFilter(list); own != nil {
+		if err := netlink.FilterDel(filterOf(ifindex, 0, own.Priority)); err != nil && !gone(err) {
+			return fmt.Errorf("delete bpf filter of device %d: %w", ifindex, err)
+		}
+	}
+	// Somebody may have put an "ingress" qdisc in the place of our clsact.
+	if !ownClsact || ingressQdisc(ifindex) != "clsact" || !ingressIsEmpty(ifindex) {
 		return nil
 	}
 	err = netlink.QdiscDel(&netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
@@ -171,19 +200,7 @@ func detach(p pins, ifindex int, ownClsact bool) error {
 }
 
 // hookOf says where our program hangs on a device now.
-func hookOf(p pins, ifindex int) Hook {
-	if l, err := link.LoadPinnedLink(p.link(ifindex), nil); err == nil {
-		defer l.Close()
-		if tcxIndex(l) == ifindex {
-			return HookTCX
-		}
-		return HookNone
-	}
-	if hasFilter(ifindex) {
-		return HookClsact
-	}
-	return HookNone
-}
+func hookOf(p pins, ifindex int) Hook { return positionOf(p, ifindex).hook }
 
 func filters(ifindex int, parent uint32) ([]netlink.Filter, error) {
 	return retryDump(func() ([]netlink.Filter, error) {
@@ -196,12 +213,8 @@ func hasFilter(ifindex int) bool {
 	if err != nil {
 		return false
 	}
-	for _, f := range list {
-		if bpfFilter, ok := f.(*netlink.BpfFilter); ok && bpfFilter.Handle == filterHandle && bpfFilter.Priority == filterPriority {
-			return true
-		}
-	}
-	return false
+	own, _ := ourFilter(list)
+	return own != nil
 }
 
 // ingressIsEmpty: nobody else has a filter on either side of clsact.

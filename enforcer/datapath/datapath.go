@@ -18,6 +18,7 @@ import (
 // Datapath owns the kernel state under one bpffs folder. Its methods may be called from several goroutines. At most
 // one agent may own a folder.
 type Datapath struct {
+	opts     Options
 	log      logr.Logger
 	pins     pins
 	features Features
@@ -29,6 +30,8 @@ type Datapath struct {
 	inner   *ebpf.MapSpec
 	pods    map[string]*entry // by UID
 	slots   map[uint32]bool   // in use
+	program ebpf.ProgramID    // ours
+	repairs []Repair          // since Repairs was called
 }
 
 // entry is what the agent knows of one pod's kernel state.
@@ -54,7 +57,7 @@ func Open(opts Options) (*Datapath, error) {
 		return nil, explain(err)
 	}
 	d := &Datapath{
-		log: opts.Log, pins: pins{root: opts.BPFFS}, features: features, loadSpec: opts.spec,
+		opts: opts, log: opts.Log, pins: pins{root: opts.BPFFS}, features: features, loadSpec: opts.spec,
 		pods: map[string]*entry{}, slots: map[uint32]bool{},
 	}
 	if err := d.load(); err != nil {
@@ -193,30 +196,38 @@ func (d *Datapath) setDevice(e *entry, ifindex int) error {
 		}
 	}
 	record, known := e.devices[ifindex]
-	if known && hookOf(d.pins, ifindex) != HookNone {
+	at := positionOf(d.pins, ifindex)
+	if known && at.first() {
 		return nil
 	}
 	record.Slot = e.slot
 	if err := d.objects.KubepaceDevices.Put(uint32(ifindex), record); err != nil {
 		return fmt.Errorf("write device %d: %w", ifindex, err)
 	}
-	a, err := attach(d.pins, d.objects.KubepaceEgress, ifindex)
+	a, err := d.makeFirst(ifindex, at)
 	if err != nil {
 		return err
 	}
 	if a.ownClsact {
-		record.Flags |= bpf.EgressKubepaceDeviceFlagsKUBEPACE_OWN_CLSACT
+		record.Flags |= flagOwn
 		if err := d.objects.KubepaceDevices.Put(uint32(ifindex), record); err != nil {
 			return fmt.Errorf("write device %d: %w", ifindex, err)
 		}
 	}
 	e.devices[ifindex] = record
+	now := positionOf(d.pins, ifindex)
+	if now.behind != "" {
+		return &NotFirstError{Device: nameOf(ifindex), Behind: now.behind}
+	}
+	if known {
+		d.repaired(e, ifindex, at)
+	}
 	d.log.V(1).Info("attached", "pod", e.identity.String(), "ifindex", ifindex, "hook", string(a.hook))
 	return nil
 }
 
 func (d *Datapath) dropDevice(e *entry, ifindex int) error {
-	own := e.devices[ifindex].Flags&bpf.EgressKubepaceDeviceFlagsKUBEPACE_OWN_CLSACT != 0
+	own := e.devices[ifindex].Flags&flagOwn != 0
 	if err := detach(d.pins, ifindex, own); err != nil {
 		return err
 	}

@@ -118,7 +118,7 @@ func TestLifecycle(t *testing.T) {
 			return
 		}
 		want := []State{{Limit: web, Horizon: HorizonPacing}}
-		want[0].Devices = []Device{{a.Index, "a", hook}}
+		want[0].Devices = []Device{{Index: a.Index, Name: "a", Hook: hook}}
 		if diff := cmp.Diff(want, mustStates(t, bpffs)); diff != "" {
 			t.Errorf("after set (-want +got):\n%s", diff)
 		}
@@ -129,7 +129,7 @@ func TestLifecycle(t *testing.T) {
 			t.Errorf("set again: %v", err)
 		}
 		want[0].Rate = web.Rate
-		want[0].Devices = []Device{{a.Index, "a", hook}, {b.Index, "b", hook}}
+		want[0].Devices = []Device{{Index: a.Index, Name: "a", Hook: hook}, {Index: b.Index, Name: "b", Hook: hook}}
 		if diff := cmp.Diff(want, mustStates(t, bpffs)); diff != "" {
 			t.Errorf("after change (-want +got):\n%s", diff)
 		}

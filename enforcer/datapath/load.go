@@ -68,6 +68,11 @@ func (d *Datapath) load() error {
 		return fmt.Errorf("assign the egress program's objects: %w", err)
 	}
 	d.inner = spec.Maps[bpf.EgressMapKubepaceFlows].InnerMap
+	info, err := d.objects.KubepaceEgress.Info()
+	if err != nil {
+		return fmt.Errorf("get info of the egress program: %w", err)
+	}
+	d.program, _ = info.ID()
 	d.types, err = typesOf(spec)
 	return err
 }
@@ -210,7 +215,7 @@ func (d *Datapath) adoptDevice(e *entry, ifindex int) error {
 		d.log.Info("collecting a device without pod or program", "pod", e.identity.String(), "ifindex", ifindex)
 		return d.dropDevice(e, ifindex)
 	}
-	if _, err := attach(d.pins, d.objects.KubepaceEgress, ifindex); err != nil {
+	if _, err := attach(d.pins, d.objects.KubepaceEgress, ifindex, d.opts.clsact); err != nil {
 		// The earlier program is still there and keeps the limit.
 		d.log.Error(err, "keeping the earlier program", "pod", e.identity.String(), "ifindex", ifindex)
 		return nil
@@ -258,7 +263,7 @@ func (p pins) detachAll(types map[string]*btf.Struct) error {
 	}
 	for _, devices := range slots {
 		for ifindex, record := range devices {
-			own := record.Flags&bpf.EgressKubepaceDeviceFlagsKUBEPACE_OWN_CLSACT != 0
+			own := record.Flags&flagOwn != 0
 			if err := detach(p, ifindex, own); err != nil {
 				return err
 			}

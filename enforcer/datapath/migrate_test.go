@@ -163,7 +163,7 @@ func byHand(t *testing.T, bpffs string, spec func() (*ebpf.CollectionSpec, error
 }
 
 func attachOwn(d *Datapath, device Device) error {
-	_, err := attach(d.pins, d.objects.KubepaceEgress, device.Index)
+	_, err := attach(d.pins, d.objects.KubepaceEgress, device.Index, d.opts.clsact)
 	return err
 }
 

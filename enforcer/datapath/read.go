@@ -64,7 +64,8 @@ func readStates(p pins, maps *bpf.EgressMaps) ([]State, error) {
 	defer done()
 	bySlot := map[uint32][]Device{}
 	for ifindex, record := range devices {
-		dev := Device{Index: ifindex, Name: name(ifindex), Hook: hookOf(p, ifindex)}
+		at := positionOf(p, ifindex)
+		dev := Device{Index: ifindex, Name: name(ifindex), Hook: at.hook, Behind: at.behind}
 		bySlot[record.Slot] = append(bySlot[record.Slot], dev)
 	}
 	var states []State
@@ -88,6 +89,16 @@ func readStates(p pins, maps *bpf.EgressMaps) ([]State, error) {
 		return cmp.Or(cmp.Compare(a.Pod.Namespace, b.Pod.Namespace), cmp.Compare(a.Pod.Name, b.Pod.Name), cmp.Compare(a.Pod.UID, b.Pod.UID))
 	})
 	return states, nil
+}
+
+// nameOf is empty where the device is gone.
+func nameOf(ifindex int) string {
+	name, done, err := deviceNames()
+	if err != nil {
+		return ""
+	}
+	defer done()
+	return name(ifindex)
 }
 
 func readState(maps *bpf.EgressMaps, slot uint32) (State, error) {

@@ -65,7 +65,9 @@ func (p Pod) String() string { return p.Namespace + "/" + p.Name }
 type Device struct {
 	Index int    `json:"ifindex"`
 	Name  string `json:"name"`
-	Hook  Hook   `json:"hook"` // set by Read and States only
+	// Hook and Behind are set by Read and States only.
+	Hook   Hook   `json:"hook"`
+	Behind string `json:"behind,omitempty"` // what the kernel runs before our program; it may send packets past it
 }
 
 // Limit is the desired state of one pod. All of the pod's devices share one clock, so the limit is for their sum.
@@ -100,7 +102,8 @@ type Options struct {
 	BPFFS string // DefaultBPFFS if empty; created, and bpffs mounted at its parent, where missing
 	Log   logr.Logger
 
-	spec func() (*ebpf.CollectionSpec, error) // the program; bpf.LoadEgress if nil
+	spec   func() (*ebpf.CollectionSpec, error) // the program; bpf.LoadEgress if nil
+	clsact bool                                 // as on a kernel without tcx
 }
 
 // Features are the abilities of the running kernel that decide between pacing and policing.
