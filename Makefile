@@ -22,7 +22,7 @@ install := tests/setup/install.sh
 gotest := tests/setup/gotest.sh
 
 # Tests of these packages want root and network namespaces, others a control plane or QEMU; the rest is unit tests.
-kernel_packages := ./bpf ./enforcer/datapath ./enforcer/device ./enforcer/qdisc ./cmd/kubepace-enforcer ./tests/netlab/... ./tests/datapath
+kernel_packages := ./bpf ./enforcer/datapath ./enforcer/device ./enforcer/qdisc ./enforcer/rivals ./cmd/kubepace-enforcer ./tests/netlab/... ./tests/datapath
 unit_packages = $$(go list ./... | grep -vxFf <(go list $(kernel_packages)) | grep -vE '/tests/(admission|vm|e2e)(/|$$)')
 
 .PHONY: help

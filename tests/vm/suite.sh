@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-packages=(bpf enforcer/datapath enforcer/qdisc enforcer/device cmd/kubepace-enforcer tests/datapath)
+packages=(bpf enforcer/datapath enforcer/qdisc enforcer/device enforcer/rivals cmd/kubepace-enforcer tests/datapath)
 out=build/test-vm
 rm -rf "$out"
 mkdir -p "$out"
