@@ -37,6 +37,8 @@ const (
 	CodeAmbiguousAddress Code = "AmbiguousAddress"
 	// CodeOtherLimiter: somebody else limits the pod, and the agent was told to leave it to them.
 	CodeOtherLimiter Code = "OtherLimiter"
+	// CodeNotFirst: another program gets the pod's packets before ours, and cannot be passed.
+	CodeNotFirst Code = "NotFirst"
 	// CodeKernelLacks: the node's kernel lacks what any limit needs.
 	CodeKernelLacks Code = "KernelLacks"
 	// CodeFailed: the kernel or the node refused something; it is tried again.
@@ -49,6 +51,7 @@ func codeOf(err error) Code {
 	var notFound *device.NotFoundError
 	var ambiguous *device.AmbiguousError
 	var lacks *datapath.LacksError
+	var notFirst *datapath.NotFirstError
 	switch {
 	case errors.Is(err, device.ErrHostNetwork):
 		return CodeHostNetwork
@@ -60,6 +63,8 @@ func codeOf(err error) Code {
 		return CodeAmbiguousAddress
 	case errors.As(err, &lacks):
 		return CodeKernelLacks
+	case errors.As(err, &notFirst):
+		return CodeNotFirst
 	}
 	return CodeFailed
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/kubepace/kubepace/enforcer/device"
 	"github.com/kubepace/kubepace/enforcer/pods"
 	"github.com/kubepace/kubepace/enforcer/qdisc"
+	"github.com/kubepace/kubepace/enforcer/rivals"
 )
 
 // Datapath is what the enforcer needs of the kernel state of pods.
@@ -25,6 +26,10 @@ type Datapath interface {
 	Remove(uid string) error
 	States() ([]datapath.State, error)
 	Features() datapath.Features
+	// Disturbed reports, cheaply, whether somebody took our program off a device or went before it.
+	Disturbed() bool
+	// Repairs are what Set put right since the last call.
+	Repairs() []datapath.Repair
 }
 
 var _ Datapath = (*datapath.Datapath)(nil)
@@ -63,7 +68,10 @@ type Options struct {
 	// well. Optional.
 	Veths    bool
 	Observer Observer // optional
-	Log      logr.Logger
+	// Rivals finds other limiters; optional. OtherLimiters is what to do about them; rivals.StandDown if empty.
+	Rivals        Rivals
+	OtherLimiters rivals.Policy
+	Log           logr.Logger
 	// StatusFile is written whenever something changed. Optional.
 	StatusFile string
 	Identity   Identity
@@ -86,9 +94,6 @@ const (
 	failedRetry = time.Second
 	// grace is how long a pod may be without its device before anybody is told: a pod that starts is no fault.
 	grace = 10 * time.Second
-	// repairEvery bounds passes that call Set for every pod because qdiscs or filters changed: such changes may be
-	// Set's own.
-	repairEvery = time.Second
 )
 
 func (o *Options) validate() error {
@@ -102,6 +107,9 @@ func (o *Options) validate() error {
 	missing(o.Datapath == nil, "Datapath")
 	missing(o.Qdiscs == nil, "Qdiscs")
 	missing(o.Scan == nil, "Scan")
+	if o.OtherLimiters != "" && !o.OtherLimiters.Valid() {
+		errs = append(errs, errors.New("enforcer: Options.OtherLimiters is unknown"))
+	}
 	if o.Resync < 0 {
 		errs = append(errs, errors.New("enforcer: Options.Resync is negative"))
 	}
@@ -117,11 +125,13 @@ func New(opts Options) (*Enforcer, error) {
 		opts.Resync = DefaultResync
 	}
 	return &Enforcer{
-		opts:   opts,
-		wake:   make(chan struct{}, 1),
-		pods:   map[string]*podState{},
-		status: Status{Identity: opts.Identity},
-		now:    time.Now,
-		ready:  ErrStarting,
+		opts:    opts,
+		wake:    make(chan struct{}, 1),
+		pods:    map[string]*podState{},
+		rivals:  map[int]rivals.Rival{},
+		repairs: map[datapath.Cause]uint64{},
+		status:  Status{Identity: opts.Identity},
+		now:     time.Now,
+		ready:   ErrStarting,
 	}, nil
 }

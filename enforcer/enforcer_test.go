@@ -223,30 +223,6 @@ func TestChangedDeviceIsFollowed(t *testing.T) {
 	}
 }
 
-func TestLostAttachmentIsRepaired(t *testing.T) {
-	w := newWorld(t)
-	w.pod("a", "10M", "10.0.0.11")
-	w.pass(Resync)
-	w.kernel.states["uid-a"].Devices[0].Hook = datapath.HookNone
-	w.pass(0)
-	if w.kernel.sets != 2 {
-		t.Errorf("%d sets; want the hook repaired", w.kernel.sets)
-	}
-	// An event of qdiscs sets everything again, as order does not show, but not more often than repairEvery.
-	for range 5 {
-		w.pass(QdiscsChanged)
-	}
-	if w.kernel.sets != 2 || w.untilRetry() > repairEvery {
-		t.Errorf("%d sets, next in %v; want them put off, not forgotten", w.kernel.sets, w.untilRetry())
-	}
-	w.clock = w.clock.Add(repairEvery)
-	w.pass(0)
-	w.pass(0)
-	if w.kernel.sets != 3 {
-		t.Errorf("%d sets; want the owed one, once", w.kernel.sets)
-	}
-}
-
 func TestFailuresAreRetried(t *testing.T) {
 	w := newWorld(t)
 	w.pod("a", "10M", "10.0.0.11")

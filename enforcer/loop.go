@@ -12,6 +12,7 @@ import (
 	"github.com/kubepace/kubepace/enforcer/device"
 	"github.com/kubepace/kubepace/enforcer/pods"
 	"github.com/kubepace/kubepace/enforcer/qdisc"
+	"github.com/kubepace/kubepace/enforcer/rivals"
 )
 
 // Enforcer is the loop. Poke, Status and Ready may be called from any goroutine.
@@ -26,6 +27,8 @@ type Enforcer struct {
 	ready  error // why it is not; nil where it is
 	synced bool  // a pass was made with all pods known
 	passed time.Time
+	// repairs counts hooks that were put right, by cause.
+	repairs map[datapath.Cause]uint64
 
 	// The rest belongs to the loop.
 	pods     map[string]*podState // by UID
@@ -33,11 +36,13 @@ type Enforcer struct {
 	exitsErr error
 	veths    []int
 	resyncs  int
-	first    bool // a pass has been made
-	failed   bool // the latest pass could not do its work
-	repaired time.Time
-	owed     bool            // a repair came too soon after the last one
+	first    bool            // a pass has been made
+	failed   bool            // the latest pass could not do its work
 	problems map[string]bool // already logged
+	rivals   map[int]rivals.Rival
+	looked   map[device.Link]bool // devices that were looked at for rivals
+	lookedAt time.Time            // at all of them
+	lookOwed bool                 // a look at all came too soon after the last one
 }
 
 // Reason is a set of reasons for a pass.
@@ -52,6 +57,8 @@ const (
 	RoutesChanged
 	// QdiscsChanged: somebody may have taken fq or our program away.
 	QdiscsChanged
+	// HooksChanged: somebody took our program off a device or went before it.
+	HooksChanged
 	// Resync: compare everything, whatever the events said.
 	Resync
 )
@@ -69,6 +76,8 @@ type podState struct {
 	since   time.Time // of the verdict
 	told    bool      // the observer knows the verdict
 	logged  bool
+
+	repaired time.Time // when our program was last put back or brought to the front
 }
 
 // Poke asks for a pass soon.
@@ -137,8 +146,8 @@ func (e *Enforcer) untilRetry() time.Duration {
 			wait = min(wait, p.since.Add(grace).Sub(now))
 		}
 	}
-	if e.owed {
-		wait = min(wait, e.repaired.Add(repairEvery).Sub(now))
+	if e.lookOwed {
+		wait = min(wait, e.lookedAt.Add(lookEvery).Sub(now))
 	}
 	if e.failed {
 		return max(wait, failedRetry)
@@ -220,24 +229,17 @@ func (e *Enforcer) pass(reason Reason) {
 	if e.exitsErr != nil {
 		problems = append(problems, e.exitsErr)
 	}
+	if err := e.lookForRivals(reason); err != nil {
+		problems = append(problems, err)
+	}
 	mode, why := DecideMode(e.opts.Datapath.Features(), e.exits, e.exitsErr)
 	if stateErr == nil {
 		problems = append(problems, e.collect(snapshot, states)...)
-		e.apply(snapshot, states, mode, e.repair(reason))
+		e.apply(snapshot, states, mode, reason.has(Resync))
+		e.tellRepairs(snapshot)
 	}
 	e.logProblems(problems)
 	e.publish(snapshot, mode.String(), why, problems)
-}
-
-// repair reports whether each pod is to be set again though the kernel's state looks right.
-func (e *Enforcer) repair(reason Reason) bool {
-	now := e.now()
-	e.owed = e.owed || reason.has(QdiscsChanged)
-	if !reason.has(Resync) && (!e.owed || now.Sub(e.repaired) < repairEvery) {
-		return false
-	}
-	e.repaired, e.owed = now, false
-	return true
 }
 
 func (e *Enforcer) states() (map[string]datapath.State, error) {

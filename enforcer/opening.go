@@ -81,6 +81,21 @@ func (o *Opening) Features() datapath.Features {
 	return d.Features()
 }
 
+// Disturbed implements Datapath.
+func (o *Opening) Disturbed() bool {
+	d, err := o.get()
+	return err == nil && d.Disturbed()
+}
+
+// Repairs implements Datapath.
+func (o *Opening) Repairs() []datapath.Repair {
+	d, err := o.get()
+	if err != nil {
+		return nil
+	}
+	return d.Repairs()
+}
+
 // Close lets go of file descriptors; every limit stays in force.
 func (o *Opening) Close() error {
 	d, err := o.get()

@@ -191,9 +191,16 @@ func (e *Enforcer) enforce(pod pods.Pod, p *podState, state datapath.State, held
 		v.Code, v.Reason = CodeFailed, strings.Join(append(reasons, "the pod's devices could not be looked for"), "; ")
 		return v
 	}
-	limit := datapath.Limit{Pod: pod.Pod, Rate: v.Limit, Mode: mode}
-	for _, d := range p.found.Devices {
-		limit.Devices = append(limit.Devices, d.Device)
+	ours, others := e.share(p.found.Devices)
+	if len(ours) == 0 {
+		return e.standDown(p, v, held, others)
+	}
+	if redirected(others) {
+		v.Mode = datapath.ModePolicing
+	}
+	limit := datapath.Limit{Pod: pod.Pod, Rate: v.Limit, Mode: v.Mode, Devices: ours}
+	if held && e.tooSoon(p, state) {
+		return p.verdict
 	}
 	if repair || !held || differs(state, limit) {
 		if err := e.opts.Datapath.Set(limit); err != nil {
@@ -204,13 +211,20 @@ func (e *Enforcer) enforce(pod pods.Pod, p *podState, state datapath.State, held
 	}
 	p.retry, p.delay = time.Time{}, 0
 	v.Devices = limit.Devices
-	v.Enforced, v.Code = len(p.found.Unheld) == 0, codeOfMode(mode)
+	v.Enforced, v.Code = len(p.found.Unheld) == 0, codeOfMode(v.Mode)
 	if pod.Err != nil {
 		v.Code = CodeLastGoodLimit
 	}
 	if !v.Enforced {
 		v.Code = CodeNotAllHeld
 		reasons = append(reasons, "not all that the pod sends is held: it has "+strings.Join(p.found.Unheld, ", ")+" as well")
+	}
+	switch {
+	case len(ours) < len(p.found.Devices):
+		v.Enforced, v.Code = false, CodeOtherLimiter
+		reasons = append(reasons, "not all that the pod sends is held: "+inCharge(others))
+	case len(others) > 0:
+		reasons = append(reasons, names(others)+" as well")
 	}
 	v.Reason = strings.Join(reasons, "; ")
 	return v
@@ -229,7 +243,7 @@ func differs(state datapath.State, want datapath.Limit) bool {
 	}
 	for _, d := range want.Devices {
 		i := slices.IndexFunc(state.Devices, func(have datapath.Device) bool { return have.Index == d.Index })
-		if i < 0 || state.Devices[i].Hook == datapath.HookNone {
+		if i < 0 || state.Devices[i].Hook == datapath.HookNone || state.Devices[i].Behind != "" {
 			return true
 		}
 	}

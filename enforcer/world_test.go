@@ -27,6 +27,7 @@ type kernel struct {
 	features  datapath.Features
 	sets      int
 	calls     []string
+	repairs   []datapath.Repair
 	setErr    error
 	statesErr error
 }
@@ -57,6 +58,14 @@ func (k *kernel) States() (list []datapath.State, err error) {
 		list = append(list, s)
 	}
 	return list, k.statesErr
+}
+
+func (k *kernel) Disturbed() bool { return false }
+
+func (k *kernel) Repairs() []datapath.Repair {
+	list := k.repairs
+	k.repairs = nil
+	return list
 }
 
 func (k *kernel) Features() datapath.Features { return k.features }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"path/filepath"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -19,6 +20,8 @@ import (
 	"github.com/kubepace/kubepace/enforcer/device"
 	"github.com/kubepace/kubepace/enforcer/pods"
 	"github.com/kubepace/kubepace/enforcer/qdisc"
+	"github.com/kubepace/kubepace/enforcer/rivals"
+	"github.com/kubepace/kubepace/enforcer/sysctl"
 )
 
 // runAgent keeps limits until ctx ends, and leaves them in force.
@@ -42,6 +45,9 @@ func runAgent(ctx context.Context, o *options, _, _ io.Writer) error {
 	}
 	defer k.close()
 	in.addLocal(o, log, k.finder)
+	if err := setSysctls(o, log); err != nil {
+		return err
+	}
 	if err := serveAgent(ctx, o, log, in, k); err != nil {
 		return err
 	}
@@ -102,11 +108,25 @@ func clientConfig(kubeconfig string) (*rest.Config, error) {
 	return config, nil
 }
 
+// setSysctls sets what was asked for, and takes back what is asked for no more.
+func setSysctls(o *options, log logr.Logger) error {
+	settings := sysctl.New(o.RunDir)
+	if o.BBR {
+		return settings.Set(sysctl.CongestionControl, sysctl.BBR)
+	}
+	restored, err := settings.Restore()
+	for _, c := range restored {
+		log.Info("sysctl restored", "name", c.Name, "value", c.Before)
+	}
+	return err
+}
+
 // kernel is what the agent holds open of the kernel.
 type kernel struct {
 	datapath *enforcer.Opening
 	qdiscs   *qdisc.Manager
 	finder   *device.Finder
+	rivals   *rivals.Scanner
 }
 
 func openKernel(o *options, log logr.Logger) (*kernel, error) {
@@ -117,6 +137,11 @@ func openKernel(o *options, log logr.Logger) (*kernel, error) {
 	}
 	options := qdisc.Options{RunDir: o.RunDir, Exits: o.ExitDevices, Veths: o.PodFq, Log: log.WithName("qdisc")}
 	if k.qdiscs, err = qdisc.New(options); err != nil {
+		k.close()
+		return nil, err
+	}
+	// Cilium pins its maps in the same bpffs, beside our folder.
+	if k.rivals, err = rivals.New(filepath.Dir(o.BPFFS)); err != nil {
 		k.close()
 		return nil, err
 	}
@@ -132,6 +157,9 @@ func (k *kernel) close() {
 	if k.qdiscs != nil {
 		k.qdiscs.Close()
 	}
+	if k.rivals != nil {
+		k.rivals.Close()
+	}
 	if k.datapath != nil {
 		_ = k.datapath.Close() // only file descriptors
 	}
@@ -141,6 +169,7 @@ func (k *kernel) close() {
 func serveAgent(ctx context.Context, o *options, log logr.Logger, in input, k *kernel) error {
 	e, err := enforcer.New(enforcer.Options{
 		Source: in.source, Datapath: k.datapath, Qdiscs: k.qdiscs, Observer: in.observer, Veths: o.PodFq, Resync: o.Resync,
+		Rivals: k.rivals, OtherLimiters: rivals.Policy(o.OtherLimiters),
 		Scan:       func() (enforcer.Scan, error) { return k.finder.Scan() },
 		Log:        log,
 		StatusFile: enforcer.StatusPath(o.RunDir),
@@ -170,6 +199,7 @@ func serveAgent(ctx context.Context, o *options, log logr.Logger, in input, k *k
 	run("pods", in.source.Run)
 	run("loop", e.Run)
 	run("watch devices", func(ctx context.Context) error { return e.WatchNode(ctx, k.finder) })
+	run("watch hooks", e.WatchHooks)
 	run("watch network namespaces", func(ctx context.Context) error {
 		return k.finder.WatchNetns(ctx, func() { e.Poke(enforcer.DevicesChanged) })
 	})

@@ -23,6 +23,7 @@ const (
 	eventEnforced    = "EgressEnforced"
 	eventNotEnforced = "EgressNotEnforced"
 	eventReleased    = "EgressUnlimited"
+	eventDisturbed   = "EgressDisturbed"
 )
 
 // events tells a pod's owner, by events on the pod, that its limit is not enforced, when it is at last, and when limit
@@ -60,9 +61,9 @@ func (e *events) Changed(pod pods.Pod, v enforcer.Verdict) {
 	}
 	e.known[pod.UID] = now
 	switch {
-	case !v.Enforced || v.Reason != "":
+	case !v.Enforced || v.Code == enforcer.CodeLastGoodLimit:
 		e.recorder.Event(podReference(pod), corev1.EventTypeWarning, eventNotEnforced, v.Reason)
-	case known && before != now:
+	case v.Reason != "" || known && before != now:
 		e.recorder.Eventf(podReference(pod), corev1.EventTypeNormal, eventEnforced, "egress limit %s", condition.Text(v))
 	}
 }
@@ -77,6 +78,13 @@ func (e *events) Released(pod pods.Pod) {
 
 func podReference(pod pods.Pod) *corev1.ObjectReference {
 	return &corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, UID: types.UID(pod.ObjectUID())}
+}
+
+var _ enforcer.RepairObserver = (*events)(nil)
+
+// Repaired implements enforcer.RepairObserver.
+func (e *events) Repaired(pod pods.Pod, what datapath.Repair) {
+	e.recorder.Eventf(podReference(pod), corev1.EventTypeWarning, eventDisturbed, "the egress limit was not enforced for a moment: %s", what)
 }
 
 func (e *events) close() { e.broadcaster.Shutdown() }

@@ -15,6 +15,7 @@ import (
 	"github.com/kubepace/kubepace/enforcer/datapath"
 	"github.com/kubepace/kubepace/enforcer/qdisc"
 	"github.com/kubepace/kubepace/enforcer/report"
+	"github.com/kubepace/kubepace/enforcer/sysctl"
 )
 
 func runList(ctx context.Context, o *options, stdout, stderr io.Writer) error {
@@ -60,6 +61,9 @@ func runCleanup(_ context.Context, o *options, stdout, _ io.Writer) error {
 		errs = append(errs, fmt.Errorf("remove limits: %w", err))
 	}
 	errs = append(errs, restoreQdiscs(qdisc.Options{RunDir: o.RunDir, Log: log.WithName("qdisc")}))
+	if _, err := sysctl.New(o.RunDir).Restore(); err != nil {
+		errs = append(errs, err)
+	}
 	for _, path := range []string{enforcer.StatusPath(o.RunDir), lock.Name()} {
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("remove status: %w", err))
@@ -70,7 +74,7 @@ func runCleanup(_ context.Context, o *options, stdout, _ io.Writer) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	fmt.Fprintln(stdout, "Every limit is removed, and the qdiscs are what they were.")
+	fmt.Fprintln(stdout, "Every limit is removed; qdiscs and sysctls are what they were.")
 	return nil
 }
 

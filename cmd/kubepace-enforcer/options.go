@@ -21,6 +21,7 @@ import (
 	"github.com/kubepace/kubepace/enforcer/datapath"
 	"github.com/kubepace/kubepace/enforcer/device"
 	"github.com/kubepace/kubepace/enforcer/node"
+	"github.com/kubepace/kubepace/enforcer/rivals"
 )
 
 // options are the command lines of all commands; defaultOptions sets what may be left out, parse validates.
@@ -40,6 +41,9 @@ type options struct {
 	PodFq       bool
 	Resync      time.Duration
 
+	OtherLimiters string
+	BBR           bool
+
 	HealthAddress  string
 	MetricsAddress string
 	LogLevel       string
@@ -55,8 +59,8 @@ func defaultOptions() *options {
 	return &options{
 		NodeName: os.Getenv("NODE_NAME"), Namespace: bandwidth.SystemNamespace, Advertise: "unbounded", Overcommit: 1,
 		BPFFS: datapath.DefaultBPFFS, RunDir: enforcer.DefaultRunDir, NetnsDir: device.DefaultNetnsDir,
-		CNICacheDir: cni.DefaultDir,
-		PodFq:       true, Resync: enforcer.DefaultResync, HealthAddress: "0", MetricsAddress: "0", LogLevel: "info",
+		CNICacheDir: cni.DefaultDir, OtherLimiters: string(rivals.StandDown),
+		PodFq: true, Resync: enforcer.DefaultResync, HealthAddress: "0", MetricsAddress: "0", LogLevel: "info",
 		Output: "table", Interval: time.Second,
 	}
 }
@@ -73,6 +77,8 @@ func runFlags(o *options, fs *pflag.FlagSet) {
 	fs.StringVar(&o.CNICacheDir, "cni-cache-dir", o.CNICacheDir, "`folder` where the container runtime keeps the results of CNI ADD: they tell a pod's network before its first container starts; empty to find pods by their addresses only")
 	exitFlag(o, fs)
 	fs.BoolVar(&o.PodFq, "pod-fq", o.PodFq, "set fq on the devices that lead to pods as well, so that traffic between pods of one node is paced; where the kernel has fq")
+	fs.StringVar(&o.OtherLimiters, "other-limiters", o.OtherLimiters, "`what` to do where Cilium's bandwidth manager, Calico's QoS or the CNI bandwidth plugin limit a pod: stand-down (leave it to them, and say so) or take-over (limit it as well, and leave theirs as it is)")
+	fs.BoolVar(&o.BBR, "bbr", o.BBR, "set the sysctl net.ipv4.tcp_congestion_control to bbr, for pods that start from now on; cleanup restores what was there")
 	fs.DurationVar(&o.Resync, "resync", o.Resync, "how often everything is compared with the kernel, events or not")
 	fs.StringVar(&o.HealthAddress, "health-address", o.HealthAddress, "`host:port` for /healthz and /readyz; 0 serves none")
 	fs.StringVar(&o.MetricsAddress, "metrics-address", o.MetricsAddress, "`host:port` for /metrics; 0 serves none")
@@ -160,6 +166,9 @@ func (o *options) validateRun() error {
 	errs = append(errs, o.validateAdvertise())
 	errs = append(errs, absolute("--netns-dir", o.NetnsDir), checkDevices(o.ExitDevices),
 		checkAddress("--health-address", o.HealthAddress), checkAddress("--metrics-address", o.MetricsAddress))
+	if !rivals.Policy(o.OtherLimiters).Valid() {
+		errs = append(errs, fmt.Errorf("--other-limiters %q is neither %s nor %s", o.OtherLimiters, rivals.StandDown, rivals.TakeOver))
+	}
 	if o.Resync < time.Second {
 		errs = append(errs, fmt.Errorf("--resync %s is below 1s", o.Resync))
 	}

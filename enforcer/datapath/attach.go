@@ -100,6 +100,9 @@ func attachClsact(prog *ebpf.Program, ifindex int) (own bool, err error) {
 	}
 	before, _ := ourFilter(list)
 	for priority := uint16(filterPriority); ; priority++ {
+		if before != nil && before.Priority == priority && isProgram(before, prog) {
+			return own, nil
+		}
 		err = netlink.FilterReplace(filterOf(ifindex, prog.FD(), priority))
 		if err == nil && before != nil && before.Priority > priority {
 			err = netlink.FilterDel(filterOf(ifindex, 0, before.Priority)) // the better place has become free
@@ -111,6 +114,15 @@ func attachClsact(prog *ebpf.Program, ifindex int) (own bool, err error) {
 			return own, fmt.Errorf("add bpf filter to device %d: %w", ifindex, err)
 		}
 	}
+}
+
+func isProgram(f *netlink.BpfFilter, prog *ebpf.Program) bool {
+	info, err := prog.Info()
+	if err != nil {
+		return false
+	}
+	id, ok := info.ID()
+	return ok && f.Id == int(id)
 }
 
 func ensureIngressHook(ifindex int) (added bool, err error) {

@@ -73,7 +73,9 @@ func (l *lab) veth(name string) int {
 	return l.add(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name + "p"})
 }
 
-func (l *lab) ifb(name string) int { return l.add(&netlink.Ifb{LinkAttrs: netlink.LinkAttrs{Name: name}}) }
+func (l *lab) ifb(name string) int {
+	return l.add(&netlink.Ifb{LinkAttrs: netlink.LinkAttrs{Name: name}})
+}
 
 func (l *lab) tbf(index int) {
 	l.Helper()

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package enforcer
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"strings"
+	"time"
+
+	"github.com/kubepace/kubepace/enforcer/datapath"
+	"github.com/kubepace/kubepace/enforcer/device"
+	"github.com/kubepace/kubepace/enforcer/pods"
+	"github.com/kubepace/kubepace/enforcer/rivals"
+)
+
+// Rivals finds devices that another limiter is in charge of.
+type Rivals interface {
+	Look(devices, exits []int) (map[int]rivals.Rival, error)
+}
+
+var _ Rivals = (*rivals.Scanner)(nil)
+
+// RepairObserver is an Observer that is also told when somebody took a pod's limit off or hid it, once it is back.
+type RepairObserver interface {
+	Repaired(pod pods.Pod, what datapath.Repair)
+}
+
+const (
+	// watchHooksEvery leaves time for a pass, so that a limit is back within a second.
+	watchHooksEvery = 500 * time.Millisecond
+	// repairEvery bounds how often a hook is put right: whoever removes it may be as stubborn.
+	repairEvery = time.Second
+	// lookEvery bounds looks for other limiters because filters changed: they may be our own.
+	lookEvery = time.Second
+)
+
+// WatchHooks pokes the loop soon after somebody took our program off a device or went before it, where the kernel
+// tells nobody, until ctx ends.
+func (e *Enforcer) WatchHooks(ctx context.Context) error {
+	ticker := time.NewTicker(watchHooksEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+			if e.opts.Datapath.Disturbed() {
+				e.Poke(HooksChanged)
+			}
+		}
+	}
+}
+
+// Repairs counts, by cause, the hooks that were put right since the agent started.
+func (e *Enforcer) Repairs() map[datapath.Cause]uint64 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return maps.Clone(e.repairs)
+}
+
+// tellRepairs logs, counts and tells of what the pass put right.
+func (e *Enforcer) tellRepairs(snapshot pods.Snapshot) {
+	list := e.opts.Datapath.Repairs()
+	if len(list) == 0 {
+		return
+	}
+	known := make(map[string]pods.Pod, len(snapshot.Pods))
+	for _, pod := range snapshot.Pods {
+		known[pod.UID] = pod
+	}
+	observer, _ := e.opts.Observer.(RepairObserver)
+	for _, r := range list {
+		e.opts.Log.Info("limit was disturbed and is in force again", "pod", r.Pod.String(), "uid", r.Pod.UID, "cause", string(r.Cause), "what", r.String())
+		e.mu.Lock()
+		e.repairs[r.Cause]++
+		e.mu.Unlock()
+		if pod, ok := known[r.Pod.UID]; ok && observer != nil {
+			observer.Repaired(pod, r)
+		}
+	}
+}
+
+// isDisturbed reports whether a device of a pod lacks our program, or has others before it.
+func isDisturbed(state datapath.State) bool {
+	for _, d := range state.Devices {
+		if d.Hook == datapath.HookNone || d.Behind != "" {
+			return true
+		}
+	}
+	return false
+}
+
+// tooSoon puts a repair off that comes too soon after the last one of the same pod.
+func (e *Enforcer) tooSoon(p *podState, state datapath.State) bool {
+	if !isDisturbed(state) {
+		return false
+	}
+	now := e.now()
+	if next := p.repaired.Add(repairEvery); p.logged && now.Before(next) {
+		p.retry = next
+		return true
+	}
+	p.repaired = now
+	return false
+}
+
+// lookForRivals looks at devices that are new at once, and at all of them where filters changed or at a resync.
+func (e *Enforcer) lookForRivals(reason Reason) error {
+	if e.opts.Rivals == nil {
+		return nil
+	}
+	now := e.now()
+	e.lookOwed = e.lookOwed || reason.has(QdiscsChanged)
+	all := reason.has(Resync) || e.lookOwed && now.Sub(e.lookedAt) >= lookEvery
+	there := map[device.Link]bool{}
+	var wanted, exits []int
+	for _, p := range e.pods {
+		for _, d := range p.found.Devices {
+			there[d] = true
+			if all || !e.looked[d] {
+				wanted = append(wanted, d.Index)
+			}
+		}
+	}
+	e.looked = there
+	if all {
+		e.lookedAt, e.lookOwed = now, false
+	}
+	if len(wanted) == 0 {
+		return nil
+	}
+	for _, d := range e.exits.Exits {
+		exits = append(exits, d.Index)
+	}
+	found, err := e.opts.Rivals.Look(wanted, exits)
+	for _, index := range wanted {
+		delete(e.rivals, index)
+		if r, ok := found[index]; ok {
+			e.rivals[index] = r
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("look for other limiters: %w", err)
+	}
+	return nil
+}
+
+// share returns the devices of a pod that are ours to hold, and who is in charge of the others, or (TakeOver) limits
+// them as well.
+func (e *Enforcer) share(found []device.Link) (ours []datapath.Device, others []rivals.Rival) {
+	for _, d := range found {
+		r, rival := e.rivals[d.Index]
+		if rival {
+			others = append(others, r)
+		}
+		if !rival || e.opts.OtherLimiters == rivals.TakeOver {
+			ours = append(ours, d.Device)
+		}
+	}
+	return ours, others
+}
+
+// standDown leaves a pod to others, and takes our own limit away if there is one.
+func (e *Enforcer) standDown(p *podState, v Verdict, held bool, others []rivals.Rival) Verdict {
+	v.Code, v.Reason = CodeOtherLimiter, inCharge(others)
+	if held {
+		if err := e.opts.Datapath.Remove(v.UID); err != nil {
+			v.Code, v.Reason = CodeFailed, v.Reason+"; "+err.Error()
+			e.retryAfterError(p)
+			return v
+		}
+		e.opts.Log.Info("limit removed", "pod", v.Pod.String(), "uid", v.UID, "otherLimiter", names(others))
+	}
+	p.retry, p.delay = time.Time{}, 0
+	return v
+}
+
+func inCharge(others []rivals.Rival) string { return "another limiter is in charge: " + names(others) }
+
+func names(others []rivals.Rival) string {
+	texts := make([]string, len(others))
+	for i, r := range others {
+		texts[i] = r.String()
+	}
+	return strings.Join(texts, "; ")
+}
+
+// redirected: what one of them takes to another device loses its departure time, and can be policed only.
+func redirected(others []rivals.Rival) bool {
+	for _, r := range others {
+		if r.Redirects {
+			return true
+		}
+	}
+	return false
+}
