@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/kubepace/kubepace/enforcer"
+	"github.com/kubepace/kubepace/enforcer/datapath"
 )
 
 // serveHTTP serves until ctx ends. The address 0 serves nothing.
@@ -81,11 +82,12 @@ type podCounts struct{ e *enforcer.Enforcer }
 var (
 	podsDesc   = prometheus.NewDesc("kubepace_enforcer_pods", "Pods on this node that want an egress limit.", []string{"enforced"}, nil)
 	modeDesc   = prometheus.NewDesc("kubepace_enforcer_pacing", "1 where limits are kept by pacing, 0 where by policing.", nil, nil)
+	repairDesc = prometheus.NewDesc("kubepace_enforcer_repairs_total", "Times that somebody took a pod's limit off its device (removed) or went before it (hidden), and it was put right.", []string{"cause"}, nil)
 	syncedDesc = prometheus.NewDesc("kubepace_enforcer_synced", "1 while all pods of this node are known.", nil, nil)
 )
 
 func (c podCounts) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{podsDesc, modeDesc, syncedDesc} {
+	for _, d := range []*prometheus.Desc{podsDesc, modeDesc, repairDesc, syncedDesc} {
 		ch <- d
 	}
 }
@@ -105,6 +107,10 @@ func (c podCounts) Collect(ch chan<- prometheus.Metric) {
 	gauge(podsDesc, float64(len(s.Pods)-enforced), "false")
 	gauge(modeDesc, number(s.Mode == "pacing"))
 	gauge(syncedDesc, number(s.Synced))
+	repairs := c.e.Repairs()
+	for _, cause := range []datapath.Cause{datapath.CauseRemoved, datapath.CauseHidden} {
+		ch <- prometheus.MustNewConstMetric(repairDesc, prometheus.CounterValue, float64(repairs[cause]), string(cause))
+	}
 }
 
 func number(is bool) float64 {

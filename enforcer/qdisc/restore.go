@@ -74,6 +74,11 @@ func (m *Manager) restore(now tree, before record) error {
 	if err := m.conn.put(root); err != nil {
 		return err
 	}
+	made, err := m.reload(now.index)
+	if err != nil {
+		return err
+	}
+	before.Below = made.queuesOf(before.Below)
 	for _, leaf := range before.Below {
 		if leaf.Handle == 0 {
 			continue // made by the kernel below an administrator's mq, and made again with it
@@ -89,6 +94,22 @@ func (m *Manager) restore(now tree, before record) error {
 		return err
 	}
 	return before.compare(after)
+}
+
+// queuesOf leaves out what stood at queues that the device has no more (ethtool -L). Where it has more now, the kernel
+// gives the new ones its default.
+func (t tree) queuesOf(below []entry) []entry {
+	there := map[uint32]bool{}
+	for _, e := range t.below {
+		there[e.Parent] = true
+	}
+	var list []entry
+	for _, e := range below {
+		if there[e.Parent] {
+			list = append(list, e)
+		}
+	}
+	return list
 }
 
 // compare reports the first difference between what was recorded and what is there.

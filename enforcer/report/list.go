@@ -14,6 +14,7 @@ import (
 
 	"github.com/kubepace/kubepace/enforcer"
 	"github.com/kubepace/kubepace/enforcer/datapath"
+	"github.com/kubepace/kubepace/enforcer/sysctl"
 )
 
 // ModeNone stands where no limit is enforced.
@@ -48,6 +49,8 @@ type Source struct {
 	Status  func() (enforcer.Status, error)  // wraps os.ErrNotExist where no agent ever ran
 	Running func() (bool, error)
 	Now     func() time.Time
+	// Sysctls are those that the agent changed; nil for none.
+	Sysctls func() ([]sysctl.Change, error)
 }
 
 // Kernel reads the pins under bpffs and the agent's status in runDir.
@@ -57,6 +60,7 @@ func Kernel(bpffs, runDir string) Source {
 		Status:  func() (enforcer.Status, error) { return enforcer.ReadStatus(runDir) },
 		Running: func() (bool, error) { return enforcer.Running(runDir) },
 		Now:     time.Now,
+		Sysctls: sysctl.New(runDir).Changes,
 	}
 }
 

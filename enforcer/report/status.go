@@ -12,6 +12,7 @@ import (
 	"github.com/kubepace/kubepace/enforcer"
 	"github.com/kubepace/kubepace/enforcer/datapath"
 	"github.com/kubepace/kubepace/enforcer/qdisc"
+	"github.com/kubepace/kubepace/enforcer/sysctl"
 )
 
 // Status is what holds on this node. The JSON names are for scripts and do not change.
@@ -24,7 +25,9 @@ type Status struct {
 	Agent             Agent          `json:"agent"`
 	Pods              Pods           `json:"pods"`
 	Pins              Pins           `json:"pins"`
-	Problems          []string       `json:"problems"`
+	// Sysctls are what kubepace was asked to set; cleanup restores them.
+	Sysctls  []sysctl.Change `json:"sysctls,omitempty"`
+	Problems []string        `json:"problems"`
 }
 
 // Kernels is what the running kernel can do.
@@ -116,6 +119,11 @@ func Inspect(s Source, n Node, bpffs string, exits []string) (Status, error) {
 		}
 	}
 	st.addNode(n, exits, veths)
+	if s.Sysctls != nil {
+		if st.Sysctls, err = s.Sysctls(); err != nil {
+			st.problem("read the record of sysctls", err)
+		}
+	}
 	return st, nil
 }
 

@@ -81,6 +81,9 @@ func (st Status) WriteText(w io.Writer) error {
 	} else {
 		fmt.Fprintf(&b, "Pins: none under %s\n", st.Pins.Path)
 	}
+	for _, c := range st.Sysctls {
+		fmt.Fprintf(&b, "Sysctl %s: %s, set by kubepace (--bbr); was %s\n", c.Name, c.Set, c.Before)
+	}
 	if len(st.Exits) > 0 {
 		b.WriteString("Exit devices:\n")
 		t := newTable(&b, "  DEVICE", "QDISC", "PACED")

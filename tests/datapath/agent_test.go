@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,8 +27,38 @@ type node struct {
 	t         *testing.T
 	binary    string
 	manifests string
-	flags     []string
-	agent     *exec.Cmd
+	flags     []string // of every command; the first is --bpffs
+	// agentFlags are for the agent alone.
+	agentFlags []string
+	agent      *exec.Cmd
+	log        *record
+}
+
+// record keeps what the agent logs, and shows it in the test's own.
+type record struct {
+	mu   sync.Mutex
+	text []byte
+	to   io.Writer
+}
+
+func (r *record) Write(p []byte) (int, error) {
+	r.mu.Lock()
+	r.text = append(r.text, p...)
+	r.mu.Unlock()
+	return r.to.Write(p)
+}
+
+// Len is where From starts to see what comes next.
+func (r *record) Len() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.text)
+}
+
+func (r *record) From(n int) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return string(r.text[n:])
 }
 
 func newNode(t *testing.T) *node {
@@ -46,7 +77,7 @@ func newNode(t *testing.T) *node {
 	}
 	n := &node{
 		Topology: netlab.New(t, netlab.Options{Pods: 2, NetnsDir: netnsDir}), t: t, binary: binary,
-		manifests: filepath.Join(dir, "pods"),
+		manifests: filepath.Join(dir, "pods"), log: &record{to: t.Output()},
 	}
 	if err := os.Mkdir(n.manifests, 0o755); err != nil {
 		t.Fatal(err)
@@ -63,8 +94,8 @@ func (n *node) start(netnsDir string) {
 	args := append([]string{
 		"run", "--pod-manifests", n.manifests, "--netns-dir", netnsDir, "--exit-devices", netlab.Uplink,
 	}, n.flags...)
-	n.agent = exec.Command(n.binary, args...)
-	n.agent.Stderr = n.t.Output()
+	n.agent = exec.Command(n.binary, append(args, n.agentFlags...)...)
+	n.agent.Stderr = n.log
 	if err := n.Node.Do(n.agent.Start); err != nil {
 		n.t.Fatalf("start the agent: %v", err)
 	}
@@ -106,6 +137,8 @@ type entry struct {
 	Pod   string `json:"pod"`
 	Limit string `json:"limit"`
 	Mode  string `json:"mode"`
+
+	Devices []struct{ Hook, Behind string } `json:"devices"`
 }
 
 // list asks as an operator would.
