@@ -251,7 +251,7 @@ func TestAgentStandsDown(t *testing.T) {
 		m.stop(syscall.SIGTERM)
 		m.call("cleanup")
 		after := m.snapshot()
-		for _, what := range []string{"run folder", "bpffs", "sysctls"} {
+		for _, what := range []string{"run folder", "bpffs"} {
 			if diff := cmp.Diff(before[what], after[what]); diff != "" {
 				t.Errorf("%s (-before +after cleanup):\n%s", what, diff)
 			}
