@@ -290,6 +290,8 @@ static __always_inline __u64 pace_sparse_burst_ns(const struct pace_limit *l)
  * by PACE_SPARSE_PART times the cost: while the backlog of at most one horizon
  * is worked off, at most horizon / 8 + burst goes ahead of it. That is the
  * bound on the sparse debt: rate x (horizon / 8 + pace_sparse_burst_ns()).
+ * Larger packets leave half of the burst to small ones: what many flows send
+ * again after their timeouts must not cost a ping its place.
  */
 static __always_inline int pace_sparse_allowed(const struct pace_pod *p,
 					       const struct pace_flow *f,
@@ -298,9 +300,11 @@ static __always_inline int pace_sparse_allowed(const struct pace_pod *p,
 {
 	__u64 tag = pace_max(f->sparse_tag_ns, now) + 4 * n * cost;
 	__u64 all = pace_max(p->sparse_ns, now) + PACE_SPARSE_PART * cost;
+	__u64 room = PACE_SPARSE_PART * pace_sparse_burst_ns(l);
 
+	room -= room / 2 & pace_less(l->mtu_ns, 4 * cost);
 	return f->depart_ns <= now && tag - now <= 4 * n * l->mtu_ns &&
-	       all - now <= PACE_SPARSE_PART * pace_sparse_burst_ns(l);
+	       all - now <= room;
 }
 
 /* Brings the number of waiting packets up to date and returns it, in 1/256. */

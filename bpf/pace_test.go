@@ -297,21 +297,24 @@ func TestSparseNotDelayed(t *testing.T) {
 	}
 }
 
-// TestSparseAmongStrangers: full packets of ever new flows, as after many timeouts at once, leave room for a ping.
+// TestSparseAmongStrangers: full packets of ever new flows, as after many timeouts at once, leave room for pings,
+// whenever these come.
 func TestSparseAmongStrangers(t *testing.T) {
-	p := newPacer(t, 10e6, true)
-	next, pings := p.now, 0
-	for i := uint64(0); pings < 20; i++ {
-		p.offer(packet{flow: i % 8, bytes: frameBytes})
-		p.offer(packet{flow: 10000 + i, bytes: frameBytes})
-		p.now += p.limit.MtuNs / 2
-		if p.now < next {
-			continue
-		}
-		next += uint64(50 * time.Millisecond)
-		pings++
-		if v := p.offer(packet{flow: 5000, bytes: 98}); v.drop || v.depart != p.now {
-			t.Fatalf("ping %d: drop %v, delayed by %v", pings, v.drop, time.Duration(v.depart-p.now))
+	for _, rate := range []uint64{1e6, 10e6, 100e6} {
+		p := newPacer(t, rate, true)
+		next, pings := p.now, 0
+		for i := uint64(0); pings < 100; i++ {
+			p.offer(packet{flow: i % 8, bytes: frameBytes})
+			p.offer(packet{flow: 10000 + i, bytes: frameBytes})
+			p.now += p.limit.MtuNs/4 + rand.Uint64N(p.limit.MtuNs/2)
+			if p.now < next {
+				continue
+			}
+			next += uint64(50 * time.Millisecond)
+			pings++
+			if v := p.offer(packet{flow: 5000, bytes: 98}); v.drop || v.depart != p.now {
+				t.Fatalf("%dM, ping %d: drop %v, delayed by %v", rate/1e6, pings, v.drop, time.Duration(v.depart-p.now))
+			}
 		}
 	}
 }
