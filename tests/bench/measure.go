@@ -17,6 +17,8 @@ const (
 	// settle is how long after the transfer's start pings and the rate are counted.
 	settle  = time.Second
 	control = time.Second // of pings with nothing else to send
+	// rateWindow and ratePackets are the least over which a limit must hold.
+	rateWindow, ratePackets = 5 * time.Second, 200
 )
 
 // measurement is what is seen of one transfer.
@@ -77,6 +79,7 @@ func (m measurement) toCase(s result.Setting) result.Case {
 		JitterMs:        result.Milliseconds(result.Jitter(m.ping.RTTs)),
 		Jain:            m.tcp.Jain(),
 	}
+	c.Least5sBps, c.Most5sBps = m.capture.Extremes(began+settle, began+m.tcp.Elapsed, rateWindow, ratePackets)
 	segments := 0
 	for _, p := range m.capture.Packets {
 		segments += p.Segments

@@ -31,7 +31,7 @@ type plan struct {
 func fullPlan() plan {
 	return plan{
 		mode: "full", limits: []int64{10e6, 100e6}, ccs: []string{"cubic", "bbr"}, flows: []int{1, 8, 64},
-		paths: result.Paths, variants: result.Variants, duration: 8 * time.Second,
+		paths: result.Paths, variants: result.Variants, duration: 10 * time.Second,
 		rounds: 5, latencyLimits: []int64{10e6, 100e6, 500e6}, neighbourRounds: 5,
 	}
 }

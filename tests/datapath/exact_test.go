@@ -5,7 +5,6 @@ package datapath
 import (
 	"context"
 	"fmt"
-	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -24,30 +23,13 @@ const (
 	tolerance    = 0.02
 )
 
-// sliding is the least and the highest rate of all windows of at least 5 s and 200 packets between from and to, as
-// shares of the limit.
-func sliding(c traffic.Capture, rate bandwidth.Rate, from, to time.Duration) (least, most float64) {
-	window := exactWindow
-	inside := c.Where(func(p traffic.Packet) bool { return p.At >= from && p.At < to })
-	if n := len(inside.Packets); n > 0 {
-		window = max(window, (to-from)*exactPackets/time.Duration(n))
-	}
-	var shares []float64
-	for ; from+window <= to; from += window / 10 {
-		shares = append(shares, inside.Rate(from, from+window)/float64(rate))
-	}
-	if len(shares) == 0 {
-		return 0, 0
-	}
-	return slices.Min(shares), slices.Max(shares)
-}
-
 // checkExact fails where any window carried more than the limit and 2 %, and returns the least window's share. While
 // policing only the bound holds for a window: TCP goes up and down.
 func (l *lab) checkExact(t *testing.T, c traffic.Capture, rate bandwidth.Rate, flows int, from, to time.Duration) float64 {
 	t.Helper()
 	checkBound(t, c, rate, l.allowance(rate, flows))
-	least, most := sliding(c, rate, from, to)
+	least, most := c.Extremes(from, to, exactWindow, exactPackets)
+	least, most = least/float64(rate), most/float64(rate)
 	t.Logf("%v %v: windows carried %.2f to %.2f %% of the limit", l.mode, rate, 100*least, 100*most)
 	if l.mode == datapath.ModePacing && most > 1+tolerance {
 		t.Errorf("a window of 5 s carried %.2f %% of the limit", 100*most)

@@ -73,6 +73,9 @@ type Case struct {
 	Flows    int     `json:"flows"`
 	Path     Path    `json:"path"`
 	RateBps  float64 `json:"rate_bps"` // on the wire, from 1 s after the transfer's start to its end
+	// Least5sBps and Most5sBps are the least and the highest rate of any 5 s (and at least 200 packets) in that time.
+	Least5sBps float64 `json:"least_5s_bps"`
+	Most5sBps  float64 `json:"most_5s_bps"`
 	// FirstSecondBits is what was on the wire within 1 s of the transfer's start.
 	FirstSecondBits int64 `json:"first_second_bits"`
 	PingMs          Ping  `json:"ping_ms"`

@@ -110,6 +110,8 @@ func TestNothingMeasuredIsNotMet(t *testing.T) {
 
 // TestEachClaimCanFail breaks one figure at a time: the claim that is about it, and no other that it does not touch, is missed.
 func TestEachClaimCanFail(t *testing.T) {
+	eight := ten
+	eight.Flows = 8
 	for _, test := range []struct {
 		claim  string
 		change func(ours *Case, run *Run)
@@ -117,6 +119,9 @@ func TestEachClaimCanFail(t *testing.T) {
 	}{
 		{"±2 %", func(c *Case, _ *Run) { c.RateBps *= 0.97 }, nil},
 		{"±2 %", func(c *Case, _ *Run) { c.RateBps *= 1.021 }, nil},
+		{"±2 %", func(c *Case, _ *Run) { c.Least5sBps, c.Most5sBps = 0.97*c.RateBps, 1.01*c.RateBps }, nil},
+		{"±2 %", func(c *Case, _ *Run) { c.Least5sBps, c.Most5sBps = c.RateBps, 1.021*c.RateBps }, nil},
+		{"share fairly", func(c *Case, _ *Run) { c.Jain = 0.949 }, nil},
 		{"50 times", func(c *Case, _ *Run) { c.PingMs.P99 = 41 }, nil},
 		{"below small-burst TBF's", func(c *Case, _ *Run) { c.PingMs.P99 = 51 }, []string{"50 times"}},
 		{"first second", func(c *Case, _ *Run) { c.FirstSecondBits = FirstSecondBound(c.LimitBps, c.Flows) + 1 }, nil},
@@ -126,9 +131,9 @@ func TestEachClaimCanFail(t *testing.T) {
 		{"unlimited pod", func(_ *Case, r *Run) { r.Neighbours[0].AboveMs = 3.1 }, nil},
 		{"unlimited pod", func(_ *Case, r *Run) { r.Neighbours[0].Lost = 1 }, nil},
 	} {
-		cases, run := samples(ten, hundred), goodRun()
+		cases, run := samples(eight, hundred), goodRun()
 		for i := range cases {
-			if cases[i].Variant == Kubepace && cases[i].LimitBps == ten.LimitBps {
+			if cases[i].Variant == Kubepace && cases[i].LimitBps == eight.LimitBps {
 				test.change(&cases[i], &run)
 			}
 		}
@@ -159,6 +164,14 @@ func TestCPUIsComparedAtTheSameRateOnly(t *testing.T) {
 	}
 	if v := verdict(t, Judge(cases, Run{}), "all cases of a limit together"); v.Tested != 0 {
 		t.Errorf("%d comparisons of different rates", v.Tested)
+	}
+}
+
+func TestLeastJain(t *testing.T) {
+	for flows, want := range map[int]float64{1: 0, 8: 0.95, 64: 0.9, 256: 0} {
+		if got := LeastJain(flows); got != want {
+			t.Errorf("LeastJain(%d) = %v, want %v", flows, got, want)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ package traffic
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -77,6 +78,23 @@ func (c Capture) Windows(from, to, window time.Duration) []float64 {
 		rates = append(rates, c.Rate(from, from+window))
 	}
 	return rates
+}
+
+// Extremes are the least and the highest mean rate, in wire bits/s, of all windows between from and to, each a tenth
+// of a window after the one before. A window is at least so long and, at the mean rate, holds at least so many packets.
+func (c Capture) Extremes(from, to, window time.Duration, packets int) (least, most float64) {
+	inside := c.Where(func(p Packet) bool { return p.At >= from && p.At < to })
+	if n := len(inside.Packets); n > 0 {
+		window = max(window, (to-from)*time.Duration(packets)/time.Duration(n))
+	}
+	var rates []float64
+	for ; from+window <= to; from += window / 10 {
+		rates = append(rates, inside.Rate(from, from+window))
+	}
+	if len(rates) == 0 {
+		return 0, 0
+	}
+	return slices.Min(rates), slices.Max(rates)
 }
 
 // Burst is the smallest b, in bytes, for which no interval of any length t holds more than rate*t + b: the depth of

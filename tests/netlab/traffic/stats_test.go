@@ -86,6 +86,34 @@ func TestBurst(t *testing.T) {
 	}
 }
 
+func TestExtremes(t *testing.T) {
+	// 1000 bytes every 10 ms for 4 s, half of it in the third second.
+	var c Capture
+	for at := time.Duration(0); at < 4*time.Second; at += 10 * time.Millisecond {
+		p := Packet{At: at, Wire: 1000}
+		if at/time.Second == 2 {
+			p.Wire = 500
+		}
+		c.Packets = append(c.Packets, p)
+	}
+	for name, test := range map[string]struct {
+		window      time.Duration
+		packets     int
+		least, most float64
+	}{
+		"a second":                    {time.Second, 1, 400e3, 800e3},
+		"two seconds":                 {2 * time.Second, 1, 600e3, 800e3},
+		"more than there is":          {5 * time.Second, 1, 0, 0},
+		"long enough for 200 packets": {time.Second, 200, 600e3, 800e3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if least, most := c.Extremes(0, 4*time.Second, test.window, test.packets); least != test.least || most != test.most {
+				t.Errorf("got %v and %v, want %v and %v", least, most, test.least, test.most)
+			}
+		})
+	}
+}
+
 func TestSegments(t *testing.T) {
 	for name, test := range map[string]struct{ length, headers, segment, want int }{
 		"not segmented":      {1514, 66, 0, 1},
