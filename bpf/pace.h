@@ -43,7 +43,9 @@
 #define PACE_MAX_FLOWS 1024U
 /* The largest packet without BIG TCP; one such packet always passes. */
 #define PACE_GSO_BYTES 65536ULL
-/* How often the number of competing flows is counted anew. */
+/* Of each competing flow, packets that may wait. */
+#define PACE_FLOW_PACKETS 6
+/* The least time for which competing flows are counted. */
 #define PACE_EPOCH_NS 100000000ULL
 /* fq drops what departs later than its own horizon, 10 s from now. */
 #define PACE_MAX_HORIZON_NS (9 * PACE_NSEC_PER_SEC)
@@ -205,7 +207,22 @@ pace_flow_of(struct pace_bucket *bucket, __u64 key, __u64 now)
 	return victim;
 }
 
-/* Counts anew, every epoch, how many flows compete. Returns n, at least 1. */
+/* How long flows are counted for: as long as they may wait, or those of which
+ * nothing arrives meanwhile would be missed.
+ */
+static __always_inline __u64 pace_epoch_ns(__u64 n, __u64 mtu_ns)
+{
+	__u64 wait = PACE_FLOW_PACKETS * mtu_ns * pace_min(n, PACE_MAX_FLOWS);
+
+	return pace_min(pace_max(PACE_EPOCH_NS, wait), PACE_MAX_HORIZON_NS);
+}
+
+/*
+ * Counts anew, every epoch, how many flows compete. Returns n, at least 1. Of
+ * flows that were not there in the epoch before, only those of the last
+ * PACE_EPOCH_NS count: ever new short ones would add up, and lengthen the epoch
+ * in which they are counted.
+ */
 static __always_inline __u64 pace_count_flow(struct pace_pod *p,
 					     struct pace_flow *f, __u64 now,
 					     __u64 mtu_ns)
@@ -218,12 +235,13 @@ static __always_inline __u64 pace_count_flow(struct pace_pod *p,
 		p->flows = stale ? 0 : p->flows_now;
 		p->flows_now = 0;
 		p->epoch++;
-		p->epoch_end_ns = now + PACE_EPOCH_NS;
+		p->epoch_end_ns = now + pace_epoch_ns(p->flows, mtu_ns);
 	}
 	/* Ahead of its fair share by half a packet: it competes. */
 	if (f->tag_ns > now + mtu_ns / 2 && f->epoch != p->epoch) {
+		p->flows_now += f->epoch + 1 == p->epoch ||
+				now + PACE_EPOCH_NS >= p->epoch_end_ns;
 		f->epoch = p->epoch;
-		p->flows_now++;
 	}
 	n = pace_max(p->flows, p->flows_now);
 	n = pace_min(n, PACE_MAX_FLOWS);
@@ -239,7 +257,8 @@ static __always_inline __u64 pace_horizon_ns(const struct pace_limit *l,
 					     __u64 n)
 {
 	if (l->mode == PACE_PACING)
-		return pace_min(pace_max(l->horizon_ns, 6 * l->mtu_ns * n),
+		return pace_min(pace_max(l->horizon_ns,
+					 PACE_FLOW_PACKETS * l->mtu_ns * n),
 				PACE_MAX_HORIZON_NS);
 	return pace_max(pace_max(l->horizon_ns, 4 * l->mtu_ns * n),
 			2 * l->gso_ns);

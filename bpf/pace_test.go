@@ -319,6 +319,57 @@ func TestSparseAmongStrangers(t *testing.T) {
 	}
 }
 
+// TestCountsFlowsThatWaitLong: of 64 flows at 10M each has packets waiting for hundreds of ms, and sends only when these
+// have left. All of them count, or the fair share would be too large to hold anybody to.
+func TestCountsFlowsThatWaitLong(t *testing.T) {
+	const flows, each = 64, 4
+	p := newPacer(t, 10e6, true)
+	next := [flows]uint64{}
+	for i := range next {
+		next[i] = p.now + rand.Uint64N(uint64(300*time.Millisecond))
+	}
+	least, end := uint32(flows), p.now+uint64(4*time.Second)
+	for settled := p.now + uint64(2*time.Second); p.now < end; p.now += p.limit.MtuNs / 4 {
+		for i := range next {
+			if p.now < next[i] {
+				continue
+			}
+			next[i] = p.now + uint64(100*time.Millisecond)
+			for range each {
+				if v := p.offer(packet{flow: uint64(i), bytes: frameBytes}); !v.drop {
+					next[i] = v.depart + uint64(time.Millisecond)
+				}
+			}
+			if pod := p.pod(); p.now > settled {
+				least = min(least, max(pod.Flows, pod.FlowsNow))
+			}
+		}
+	}
+	if least < flows*3/4 {
+		t.Errorf("only %d of %d flows counted", least, flows)
+	}
+}
+
+// TestShortFlowsDoNotAddUp: ever new flows of a packet or two, at twice the limit, are not taken for as many that
+// compete, and so do not make the queue longer and longer.
+func TestShortFlowsDoNotAddUp(t *testing.T) {
+	for _, size := range []uint64{1, 2, 4} {
+		p := newPacer(t, 10e6, true)
+		most := uint64(0)
+		for i := range uint64(steps()) {
+			p.offer(packet{flow: i / size, bytes: frameBytes})
+			p.now += p.limit.MtuNs / 2
+			if clock := p.pod().ClockNs; clock > p.now {
+				most = max(most, clock-p.now)
+			}
+		}
+		// As many as fit into the least epoch, and the burst of the first.
+		if limit := p.horizon(uint64(100*time.Millisecond)/p.limit.MtuNs) + p.horizon(1); most > limit {
+			t.Errorf("flows of %d packets: a backlog of %v, more than %v", size, time.Duration(most), time.Duration(limit))
+		}
+	}
+}
+
 // TestEarlyNotice: a flow over the target loses one packet, and the next one only after it can have noticed; a packet
 // that can be marked is marked instead, and lost only over the horizon.
 func TestEarlyNotice(t *testing.T) {
