@@ -131,15 +131,14 @@ func TestRedirectNeigh(t *testing.T) {
 	bestOf(t, 3, l.wantShare(), func() float64 {
 		l.limit(0, rate)
 		defer l.limit(0, 0)
-		x := l.transfer(0, l.Remote, "cubic", 2, 3*time.Second)
-		checkBound(t, x.capture, rate, l.allowance(rate, 2))
+		x := l.transfer(0, l.Remote, "cubic", 2, l.long(3*time.Second))
 		if x.ping.Lost > 0 {
 			t.Errorf("%d of %d pings lost", x.ping.Lost, x.ping.Sent)
 		}
 		if runs := l.redirected(programs); runs == 0 {
 			t.Error("nothing was redirected: the path was not the one to be tested")
 		}
-		return x.share(l.mode, rate)
+		return l.heldTransfer(t, x, rate, 2)
 	})
 }
 

@@ -30,8 +30,10 @@ func TestUDP(t *testing.T) {
 		{10 * bandwidth.Megabit, 1200, true, 3 * time.Second},
 		{10 * bandwidth.Megabit, 4000, false, 3 * time.Second},
 		{10 * bandwidth.Megabit, 4000, true, 3 * time.Second},
+		{100 * bandwidth.Megabit, 1472, false, 3 * time.Second},
+		{100 * bandwidth.Megabit, 8000, false, 3 * time.Second},
 	} {
-		if testing.Short() && (c.rate < bandwidth.Megabit || c.v6 != (c.size > 1500)) {
+		if testing.Short() && (c.rate != 10*bandwidth.Megabit || c.v6 != (c.size > 1500)) {
 			continue
 		}
 		to := l.Remote
@@ -42,13 +44,14 @@ func TestUDP(t *testing.T) {
 			bestOf(t, 3, l.wantShare(), func() float64 {
 				l.limit(0, c.rate)
 				defer l.limit(0, 0)
-				return l.flood(t, to, c.rate, c.size, c.d)
+				return l.flood(t, to, c.rate, c.size, l.long(c.d))
 			})
 		})
 	}
 }
 
-// flood offers twice the limit and returns the share of the limit that arrived, after the burst at the beginning.
+// flood offers twice the limit and returns the share of what could be sent that arrived, after the burst at the
+// beginning.
 func (l *lab) flood(t *testing.T, to netip.Addr, rate bandwidth.Rate, size int, d time.Duration) float64 {
 	t.Helper()
 	var u traffic.UDPResult
@@ -61,7 +64,6 @@ func (l *lab) flood(t *testing.T, to netip.Addr, rate bandwidth.Rate, size int, 
 	if err != nil {
 		t.Fatalf("flood: %v", err)
 	}
-	checkBound(t, c, rate, l.allowance(rate, 1))
 	t.Logf("%v: sent %d datagrams, received %d, wire %.3f Mbit/s", l.mode, u.Sent, u.Received, c.Rate(c.First()+d/3, c.First()+d)/1e6)
 	if u.Reordered > 0 {
 		t.Errorf("%d datagrams reordered", u.Reordered)
@@ -70,7 +72,12 @@ func (l *lab) flood(t *testing.T, to netip.Addr, rate bandwidth.Rate, size int, 
 	if wire, payload := c.Bytes(0, c.Elapsed), u.Received*int64(size); size > 1500 && float64(payload) < 0.9*float64(wire) {
 		t.Errorf("%d bytes of payload out of %d on the wire: datagrams were torn", payload, wire)
 	}
-	return used(c, l.mode, rate, c.First()+d/3, c.First()+d)
+	share := l.held(t, c, rate, 1, c.First()+d/3, c.First()+d)
+	if offered := float64(u.Sent) * float64(size) * 8 / d.Seconds(); offered < 1.1*float64(rate) {
+		t.Logf("the machine sends %.1f Mbit/s at most: only the bound is tested", offered/1e6)
+		return l.wantShare()
+	}
+	return share
 }
 
 // TestNeighbour: a pod without limit beside a limited one that floods with small packets loses nothing.
@@ -132,8 +139,9 @@ func TestNeighbourOfManyFlows(t *testing.T) {
 
 // TestTwoSenders: two processors that send at once do not lose each other's updates of the clock.
 func TestTwoSenders(t *testing.T) {
-	const rate, d = 20 * bandwidth.Megabit, 3 * time.Second
+	const rate = 20 * bandwidth.Megabit
 	l := newLab(t, netlab.Options{})
+	d := l.long(3 * time.Second)
 	bestOf(t, 3, l.wantShare(), func() float64 {
 		l.limit(0, rate)
 		defer l.limit(0, 0)
@@ -151,11 +159,10 @@ func TestTwoSenders(t *testing.T) {
 			}
 			wg.Wait()
 		}).From(l.Pods[0].Addr)
-		checkBound(t, c, rate, l.allowance(rate, 4))
 		counted := l.state(0).Counters
 		if wire := c.Bytes(0, c.Elapsed); uint64(wire) > counted.Bytes {
 			t.Errorf("%d bytes on the wire, %d counted", wire, counted.Bytes)
 		}
-		return used(c, l.mode, rate, c.First()+time.Second, c.First()+d)
+		return l.held(t, c, rate, 4, c.First()+time.Second, c.First()+d)
 	})
 }
