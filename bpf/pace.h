@@ -219,7 +219,7 @@ static __always_inline __u64 pace_epoch_ns(__u64 n, __u64 mtu_ns)
 
 /*
  * Counts anew, every epoch, how many flows compete. Returns n, at least 1. Of
- * flows that were not there in the epoch before, only those of the last
+ * flows that were never seen in an earlier epoch, only those of the last
  * PACE_EPOCH_NS count: ever new short ones would add up, and lengthen the epoch
  * in which they are counted.
  */
@@ -239,7 +239,7 @@ static __always_inline __u64 pace_count_flow(struct pace_pod *p,
 	}
 	/* Ahead of its fair share by half a packet: it competes. */
 	if (f->tag_ns > now + mtu_ns / 2 && f->epoch != p->epoch) {
-		p->flows_now += f->epoch + 1 == p->epoch ||
+		p->flows_now += f->epoch ||
 				now + PACE_EPOCH_NS >= p->epoch_end_ns;
 		f->epoch = p->epoch;
 	}
