@@ -81,7 +81,7 @@ func (p plan) cases() int {
 }
 
 // choose narrows a plan by words such as "paths=vxlan", "limits=10000000,100000000", "flows=1,8", "ccs=bbr",
-// "variants=kubepace,tbf-small" and "duration=10s".
+// "variants=kubepace,tbf-small" and "duration=10s"; "latency=0" and "neighbour=0" leave these comparisons out.
 func (p plan) choose(words []string) (plan, error) {
 	for _, word := range words {
 		key, list, _ := strings.Cut(word, "=")
@@ -98,7 +98,10 @@ func (p plan) choose(words []string) (plan, error) {
 		case "limits":
 			p.limits, err = numbers[int64](list)
 		case "latency":
-			p.latencyLimits, err = numbers[int64](list)
+			p.latencyLimits = nil
+			if list != "0" {
+				p.latencyLimits, err = numbers[int64](list)
+			}
 		case "neighbour":
 			p.neighbourRounds, err = strconv.Atoi(list)
 		case "duration":

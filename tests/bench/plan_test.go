@@ -66,6 +66,13 @@ func TestChoose(t *testing.T) {
 	}
 }
 
+func TestChooseLeavesOut(t *testing.T) {
+	p, err := fullPlan().choose([]string{"latency=0", "neighbour=0"})
+	if err != nil || len(p.latencyLimits) != 0 || p.neighbourRounds != 0 {
+		t.Errorf("plan %+v, %v", p, err)
+	}
+}
+
 func TestChooseRefuses(t *testing.T) {
 	for word, want := range map[string]string{
 		"paths=moon":    `"moon"`,

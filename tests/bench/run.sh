@@ -4,12 +4,15 @@
 # and prints what it says of the project's claims. Results go to build/bench.
 # usage: run.sh [--quick] [KEY=LIST ...]      keys: paths, limits, ccs, flows, variants, latency, neighbour, duration (see tests/bench/plan.go)
 # KERNEL: 6.1 (default), 6.12 or 7. STRICT=1: fail unless every claim is met. BENCH_TIMEOUT: seconds for the machine.
+# STEADY=1: a machine of one processor whose clock counts instructions, so that figures are free of noise.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/setup/progress.sh
 kernel=${KERNEL:-6.1}
 out=build/bench
 strict=()
+steady=()
+[ -z "${STEADY:-}" ] || steady=(--steady)
 [ -z "${STRICT:-}" ] || strict=(--strict)
 
 tests/setup/install.sh vm
@@ -22,7 +25,7 @@ say "cost per packet on this machine's own kernel ..."
 bin/kubepace-bench cost --out "$out" || say "not measured here; the virtual machine measures it too"
 say "kernel $kernel runs in QEMU without hardware acceleration: figures are comparable with each other only"
 revision=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
-tests/vm/run.sh --kernel "$kernel" --memory 2048 --timeout "${BENCH_TIMEOUT:-7200}" --out "/root/bench:$out" \
+tests/vm/run.sh --kernel "$kernel" ${steady[@]+"${steady[@]}"} --memory 2048 --timeout "${BENCH_TIMEOUT:-7200}" --out "/root/bench:$out" \
 	--env "BENCH_REVISION=$revision" --env "BENCH_PLUGIN=$(basename "$plugin" | cut -d- -f2)" \
 	--file bin/kubepace-bench:/root/kubepace-bench --file "$plugin:/root/bandwidth" \
 	-- /root/kubepace-bench run --out /root/bench --plugin /root/bandwidth "$@"

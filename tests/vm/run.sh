@@ -6,6 +6,8 @@
 #   --kernel V          kernel of fetch.sh, fetched if it is not there yet; or a folder laid out like one
 #   --cpus N            processors (2)
 #   --memory MIB        memory (1024)
+#   --steady            one processor, and a clock that counts instructions, one a nanosecond: what else runs on this
+#                       machine changes no measurement, and waiting takes no time; slow where the guest is busy
 #   --timeout S         seconds from power-on until the machine is killed and run.sh exits with 124 (600)
 #   --file SRC[:DST]    a file for the guest, at DST (default: /root/NAME), with its mode; may be given often
 #   --tree SRC:DST      a folder for the guest; what DST held before is hidden
@@ -22,6 +24,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 PATH=$PATH:/usr/sbin:/sbin
 kernel='' cpus=2 memory=1024 timeout=600 kernel_log=''
+clock=(-accel 'tcg,thread=multi')
 files=() trees=() outs=() envs=() programs=()
 
 say() { printf 'vm: %s\n' "$*" >&2; }
@@ -31,6 +34,7 @@ while [ $# -gt 0 ]; do
 	case $1 in
 	--help | -h) sed -n '3,/^set -/{/^set -/d;s/^# \{0,1\}//p}' "$0"; exit 0 ;;
 	--) shift; break ;;
+	--steady) clock=(-accel 'tcg,thread=single' -icount 'shift=0,sleep=off') cpus=1; shift; continue ;;
 	--*) [ $# -ge 2 ] || fail "$1 wants a value; see run.sh --help" ;;
 	*) fail "unknown argument $1 (the command comes after --); see run.sh --help" ;;
 	esac
@@ -111,7 +115,7 @@ start() {
 	# cmpxchg16b (cx16) of QEMU 7 is broken with two threads; five-level page tables only cost time.
 	# pdeathsig: nobody's SIGKILL for this script leaves a machine running.
 	TMPDIR=$work setpriv --pdeathsig KILL qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none -monitor none \
-		-accel tcg,thread=multi -cpu max,-cx16,-la57 -smp "$cpus" -m "$memory" \
+		"${clock[@]}" -cpu max,-cx16,-la57 -smp "$cpus" -m "$memory" \
 		-kernel "$directory/vmlinuz" -initrd "$image/initramfs.cpio" \
 		-append "console=ttyS0 loglevel=5 panic=-1 oops=panic random.trust_cpu=on mitigations=off tsc=reliable net.ifnames=0 watchdog_thresh=30 softlockup_panic=1" \
 		-drive "file=$image/root.img,if=none,id=root,format=raw,cache=unsafe,snapshot=on" -device virtio-blk-pci,drive=root \
