@@ -159,7 +159,7 @@ func (e *Enforcer) untilRetry() time.Duration {
 var ErrStarting = errors.New("not all pods of this node are known yet")
 
 // Readiness says why limits are not kept on this node, or nil: a pass was made with all of its pods known, and the
-// latest one could read and write the kernel's state. It is ErrStarting before the first.
+// latest one could work with the kernel. It is ErrStarting before the first.
 func (e *Enforcer) Readiness() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -175,7 +175,7 @@ func (e *Enforcer) setReady(err error) {
 	e.ready = err
 }
 
-// readiness is what a pass says of it.
+// readiness is what a pass says of it. What the kernel lacks for one pod it lacks for all.
 func (e *Enforcer) readiness(complete bool, stateErr error) error {
 	e.synced = e.synced || complete
 	switch {
@@ -183,6 +183,11 @@ func (e *Enforcer) readiness(complete bool, stateErr error) error {
 		return stateErr
 	case !e.synced:
 		return ErrStarting
+	}
+	for _, p := range e.pods {
+		if p.verdict.Code == CodeKernelLacks {
+			return errors.New("no limit can be set on this node: " + p.verdict.Reason)
+		}
 	}
 	return nil
 }
@@ -218,7 +223,7 @@ func (e *Enforcer) pass(reason Reason) {
 		problems = append(problems, locateErr)
 	}
 	e.failed = stateErr != nil || locateErr != nil
-	defer e.setReady(e.readiness(snapshot.Complete, stateErr))
+	defer func() { e.setReady(e.readiness(snapshot.Complete, stateErr)) }()
 	if closed := (*NotOpenError)(nil); errors.As(stateErr, &closed) {
 		e.refuse(snapshot, closed)
 		e.logProblems(problems)

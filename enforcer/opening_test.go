@@ -4,6 +4,7 @@ package enforcer
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -48,5 +49,22 @@ func TestNodeThatCannotEnforceSaysSo(t *testing.T) {
 	w.pass(PodsChanged)
 	if last := w.told[len(w.told)-1]; last != "a released" {
 		t.Errorf("told %q; want a released", w.told)
+	}
+}
+
+// TestKernelThatLacksTheHook: the program loads, and no device takes it.
+func TestKernelThatLacksTheHook(t *testing.T) {
+	w := newWorld(t)
+	w.pod("a", "10M", "10.0.0.11")
+	w.kernel.setErr = fmt.Errorf("pod default/a: %w", &datapath.LacksError{Kernel: "5.10", What: "sch_ingress", Err: errors.New("add clsact: no such file or directory")})
+	w.pass(Resync)
+	w.wantCodes(map[string]Code{"a": CodeKernelLacks})
+	if err := w.Readiness(); err == nil || !strings.Contains(err.Error(), "lacks sch_ingress") {
+		t.Errorf("readiness %v; want the reason", err)
+	}
+	w.kernel.setErr = nil // the module was loaded
+	w.pass(Resync)
+	if err := w.Readiness(); err != nil {
+		t.Errorf("readiness %v; want ready", err)
 	}
 }

@@ -33,6 +33,7 @@ type kernel struct {
 	found  map[string]answer
 	broken error // of every look at the kernel
 	setErr error
+	moved  bool // devices are to be looked for again
 }
 
 type answer struct {
@@ -84,7 +85,11 @@ func (k *kernel) Find(q device.Query) (device.Found, error) {
 	return device.Found{}, &device.NotFoundError{IPs: q.IPs, Dir: "/run/netns"}
 }
 
-func (k *kernel) Current(links []device.Link) bool { return len(links) > 0 }
+func (k *kernel) Current(links []device.Link) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(links) > 0 && !k.moved
+}
 
 func (k *kernel) Close() {}
 
@@ -92,6 +97,13 @@ func (k *kernel) fail(err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.broken = err
+}
+
+// move makes every device another one.
+func (k *kernel) move() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.moved = true
 }
 
 // at lets a search for an address find this.
