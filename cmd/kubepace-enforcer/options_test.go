@@ -32,6 +32,9 @@ func TestParse(t *testing.T) {
 	if o, err := parse(t, "list", "-o", "json", "--interval=0"); err != nil || o.Output != "json" || o.Interval != 0 {
 		t.Errorf("options %+v, %v", o, err)
 	}
+	if o, err := parse(t, "--node-name=n", "--advertise=off"); err != nil || !o.advertise.Off() || o.Namespace != "kubepace-system" {
+		t.Errorf("options %+v, %v", o, err)
+	}
 	t.Setenv("NODE_NAME", "node2")
 	if o, err := parse(t); err != nil || o.NodeName != "node2" {
 		t.Errorf("options %+v, %v; want the node from the environment", o, err)
@@ -51,6 +54,9 @@ func TestParseRefuses(t *testing.T) {
 		{"--pod-manifests=/x --kubeconfig=/y", []string{"--pod-manifests and --kubeconfig"}},
 		{"--node-name=Node_1 --resync=1ms --netns-dir=x --cni-cache-dir=x --bpffs=y --run-dir=z --health-address=8080 --metrics-address=x --exit-devices=averyveryverylongname --log-level=loud",
 			[]string{"--node-name", "--resync", "--netns-dir", "--cni-cache-dir", "--bpffs", "--run-dir", "--health-address", "--metrics-address", "--exit-devices", "--log-level"}},
+		{"--node-name=n --advertise=fast --namespace=Kube_Pace", []string{`--advertise "fast"`, "neither unbounded, link, off nor a rate", "--namespace"}},
+		{"--node-name=n --advertise=link --overcommit=0", []string{"overcommit 0 is not above 0"}},
+		{"--node-name=" + strings.Repeat("n", 240), []string{"too long for the name of a Lease"}},
 		{"list -o yaml --interval=-1s", []string{"--output", "--interval"}},
 		{"status -o yaml", []string{"--output"}},
 		{"list extra", []string{`unexpected argument "extra"`}},

@@ -4,6 +4,7 @@ package agent
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -41,11 +42,22 @@ func (c *cluster) waitAdvertised(t *testing.T, n, want string) {
 	eventually(t, n+" to advertise "+want, func() bool { got = c.advertised(t, n); return got == want })
 }
 
+// waitEvent waits for an event on a node.
+func (c *cluster) waitEvent(t *testing.T, n, reason, message string) {
+	t.Helper()
+	eventually(t, "the event "+reason+" on "+n, func() bool {
+		events, err := c.admin.CoreV1().Events(metav1.NamespaceDefault).List(t.Context(), metav1.ListOptions{FieldSelector: "involvedObject.kind=Node,involvedObject.name=" + n})
+		must(t, err)
+		return slices.ContainsFunc(events.Items, func(e corev1.Event) bool { return e.Reason == reason && strings.Contains(e.Message, message) })
+	})
+}
+
 func TestAdvertise(t *testing.T) {
 	c := need(t)
 	const n = "advertise-1"
 	a := startAgent(t, c.node(t, n), n, "10G", nil)
 	c.waitAdvertised(t, n, "10G")
+	c.waitEvent(t, n, "EgressBandwidthAdvertised", "node advertises 10G of kubepace.io/egress-bandwidth")
 
 	// Never less than what is bound: pods that have ended do not count.
 	ns := c.namespace(t)
@@ -71,6 +83,7 @@ func TestAdvertise(t *testing.T) {
 	// A node that cannot enforce loses it, by its absence and never as 0, and gets it back.
 	a.fail(errors.New("list pods: no permission"))
 	c.waitAdvertised(t, n, "")
+	c.waitEvent(t, n, "EgressBandwidthWithdrawn", "list pods: no permission")
 	a.fail(nil)
 	c.waitAdvertised(t, n, "10G")
 
@@ -106,11 +119,7 @@ func TestWithdrawalOfADeadAgent(t *testing.T) {
 	eventually(t, "the lease to be gone", func() bool {
 		return apierrors.IsNotFound(c.Client.Get(t.Context(), client.ObjectKeyFromObject(lease), lease))
 	})
-	eventually(t, "an event on the node", func() bool {
-		events, err := c.admin.CoreV1().Events(metav1.NamespaceDefault).List(t.Context(), metav1.ListOptions{FieldSelector: "involvedObject.kind=Node,involvedObject.name=" + n})
-		must(t, err)
-		return len(events.Items) == 1 && events.Items[0].Reason == "EgressBandwidthWithdrawn" && strings.Contains(events.Items[0].Message, "lease has run out")
-	})
+	c.waitEvent(t, n, "EgressBandwidthWithdrawn", "lease has run out")
 	if got := c.advertised(t, alive); got != "90P" {
 		t.Errorf("a node whose agent is there advertises %q", got)
 	}

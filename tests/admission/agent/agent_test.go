@@ -14,8 +14,12 @@ import (
 
 	"github.com/go-logr/logr"
 	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/record"
 
 	"github.com/kubepace/kubepace/enforcer"
 	"github.com/kubepace/kubepace/enforcer/condition"
@@ -146,9 +150,13 @@ func startAgent(t *testing.T, config *rest.Config, name, advertise string, open 
 		Scan: func() (enforcer.Scan, error) { return a.kernel, nil }, Resync: time.Second,
 	})
 	must(t, err)
+	broadcaster := record.NewBroadcaster()
+	t.Cleanup(broadcaster.Shutdown)
+	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: clients.CoreV1().Events("")})
 	advertiser, err := node.New(node.Options{
 		Config: config, Node: name, Namespace: "kubepace-system", Policy: policy, Lease: 6 * time.Second,
 		Agent: a.Enforcer, Source: source, Log: logr.Discard(),
+		Events: broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "kubepace-enforcer", Host: name}),
 	})
 	must(t, err)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))

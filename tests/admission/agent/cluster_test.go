@@ -115,8 +115,11 @@ func (c *cluster) waitPolicies(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		tries := 0 // each with a label of its own: one that is there already would be no change
 		err = lab.Until(ctx, "the policy on nodes to hold "+name, func() bool {
-			return apierrors.IsForbidden(patch(ctx, clients, node.Name, `{"metadata":{"labels":{"probe":"x"}}}`))
+			tries++
+			err := patch(ctx, clients, node.Name, fmt.Sprintf(`{"metadata":{"labels":{"%s":"%d"}}}`, name, tries))
+			return apierrors.IsForbidden(err) && strings.Contains(err.Error(), "denied request")
 		})
 		if err != nil {
 			return err
