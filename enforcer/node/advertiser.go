@@ -74,6 +74,7 @@ type Advertiser struct {
 	broken  time.Time // since when; zero while it is not
 	renewed time.Time
 	said    string // the latest note on the amount, logged once
+	failed  bool   // the latest step
 }
 
 // New prepares an advertiser. It talks to the API server only once Run is called.
@@ -112,8 +113,8 @@ func (a *Advertiser) Run(ctx context.Context) error {
 	})
 	group.Go(func() error {
 		for {
-			if err := a.step(ctx, time.Now()); err != nil && ctx.Err() == nil {
-				a.opts.Log.Error(err, "node not told, trying again")
+			if err := a.step(ctx, time.Now()); ctx.Err() == nil {
+				a.log(err)
 			}
 			select {
 			case <-ctx.Done():
@@ -128,6 +129,17 @@ func (a *Advertiser) Run(ctx context.Context) error {
 		}
 	})
 	return group.Wait()
+}
+
+// log tells of the first failure in a row, and of its end.
+func (a *Advertiser) log(err error) {
+	switch {
+	case err != nil && !a.failed:
+		a.opts.Log.Error(err, "node not told, trying again")
+	case err == nil && a.failed:
+		a.opts.Log.Info("node told again")
+	}
+	a.failed = err != nil
 }
 
 // step renews the Lease where that is due, then brings what the node advertises to what it should be.

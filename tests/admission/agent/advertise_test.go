@@ -55,7 +55,7 @@ func (c *cluster) waitEvent(t *testing.T, n, reason, message string) {
 func TestAdvertise(t *testing.T) {
 	c := need(t)
 	const n = "advertise-1"
-	a := startAgent(t, c.node(t, n), n, "10G", nil)
+	a := startAgent(t, c.node(t, n), n, "10G", lasting, nil)
 	c.waitAdvertised(t, n, "10G")
 	c.waitEvent(t, n, "EgressBandwidthAdvertised", "node advertises 10G of kubepace.io/egress-bandwidth")
 
@@ -100,8 +100,8 @@ func TestWithdrawalOfADeadAgent(t *testing.T) {
 	c := need(t)
 	const n, alive = "dead-1", "alive-1"
 	config := c.node(t, n)
-	startAgent(t, c.node(t, alive), alive, "unbounded", nil)
-	a := startAgent(t, config, n, "unbounded", nil)
+	startAgent(t, c.node(t, alive), alive, "unbounded", briefly, nil)
+	a := startAgent(t, config, n, "unbounded", briefly, nil)
 	c.waitAdvertised(t, n, "90P")
 	c.waitAdvertised(t, alive, "90P")
 	bound := c.pod(c.namespace(t), "bound", n, "10M")
@@ -127,6 +127,6 @@ func TestWithdrawalOfADeadAgent(t *testing.T) {
 	if bound.DeletionTimestamp != nil || bound.Status.Phase != corev1.PodPending {
 		t.Errorf("pod that is bound to the node: %+v; want it untouched", bound.Status)
 	}
-	startAgent(t, config, n, "unbounded", nil)
+	startAgent(t, config, n, "unbounded", briefly, nil)
 	c.waitAdvertised(t, n, "90P")
 }

@@ -129,8 +129,14 @@ type agent struct {
 	stop func()
 }
 
+const (
+	// briefly is a Lease that runs out while a test waits: sooner than an agent withdraws by itself.
+	briefly = 6 * time.Second
+	lasting = node.DefaultLease
+)
+
 // startAgent runs the loop and the writers as the program wires them, until the test ends or stop is called.
-func startAgent(t *testing.T, config *rest.Config, name, advertise string, open enforcer.Datapath) *agent {
+func startAgent(t *testing.T, config *rest.Config, name, advertise string, lease time.Duration, open enforcer.Datapath) *agent {
 	t.Helper()
 	a := &agent{kernel: &kernel{states: map[string]datapath.State{}, found: map[string]answer{}}, wire: &wire{}}
 	config = rest.CopyConfig(config)
@@ -154,7 +160,7 @@ func startAgent(t *testing.T, config *rest.Config, name, advertise string, open 
 	t.Cleanup(broadcaster.Shutdown)
 	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: clients.CoreV1().Events("")})
 	advertiser, err := node.New(node.Options{
-		Config: config, Node: name, Namespace: "kubepace-system", Policy: policy, Lease: 6 * time.Second,
+		Config: config, Node: name, Namespace: "kubepace-system", Policy: policy, Lease: lease,
 		Agent: a.Enforcer, Source: source, Log: logr.Discard(),
 		Events: broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "kubepace-enforcer", Host: name}),
 	})

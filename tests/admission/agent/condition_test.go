@@ -62,7 +62,7 @@ func (c *cluster) limit(t *testing.T, pod *corev1.Pod, limit string) {
 func TestConditionComesChangesAndGoes(t *testing.T) {
 	c := need(t)
 	const n = "condition-1"
-	a := startAgent(t, c.node(t, n), n, "unbounded", nil)
+	a := startAgent(t, c.node(t, n), n, "unbounded", lasting, nil)
 	ns := c.namespace(t)
 	free, web := c.pod(ns, "free", n, ""), c.pod(ns, "web", n, "10M")
 	c.create(t, free)
@@ -105,7 +105,7 @@ func TestConditionComesChangesAndGoes(t *testing.T) {
 func TestConditionSaysWhyNot(t *testing.T) {
 	c := need(t)
 	const n = "reasons-1"
-	a := startAgent(t, c.node(t, n), n, "unbounded", nil)
+	a := startAgent(t, c.node(t, n), n, "unbounded", lasting, nil)
 	ns := c.namespace(t)
 	type want struct{ limit, reason, message string }
 	wants := map[*corev1.Pod]want{}
@@ -151,7 +151,7 @@ func TestNodeThatCannotEnforce(t *testing.T) {
 	web := c.pod(ns, "web", n, "10M")
 	c.create(t, web)
 	c.run(t, web, "10.0.0.1")
-	a := startAgent(t, config, n, "10G", &enforcer.Opening{Open: func() (*datapath.Datapath, error) { return nil, lacks }})
+	a := startAgent(t, config, n, "10G", lasting, &enforcer.Opening{Open: func() (*datapath.Datapath, error) { return nil, lacks }})
 	a.at("10.0.0.1", answer{found: veth(7, "veth7")})
 	c.waitCondition(t, web, corev1.ConditionFalse, "KernelLacks", "10M is not enforced: no limit can be set on this node: open datapath: kernel 4.4.0 lacks bpf(2) (CONFIG_BPF_SYSCALL)")
 	if err := a.Readiness(); err == nil || !strings.Contains(err.Error(), "lacks bpf(2)") {
@@ -164,7 +164,7 @@ func TestNodeThatCannotEnforce(t *testing.T) {
 func TestConditionAfterOutage(t *testing.T) {
 	c := need(t)
 	const n = "outage-1"
-	a := startAgent(t, c.node(t, n), n, "unbounded", nil)
+	a := startAgent(t, c.node(t, n), n, "unbounded", lasting, nil)
 	ns := c.namespace(t)
 	web := c.pod(ns, "web", n, "10M")
 	c.create(t, web)

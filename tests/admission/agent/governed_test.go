@@ -17,7 +17,7 @@ import (
 func TestConditionInGovernedNamespaces(t *testing.T) {
 	c := need(t)
 	const n = "governed-1"
-	a := startAgent(t, c.node(t, n), n, "unbounded", nil)
+	a := startAgent(t, c.node(t, n), n, "unbounded", lasting, nil)
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "team-"}}
 	c.create(t, ns)
 	pod := c.pod(ns.Name, "older", n, "80M")
