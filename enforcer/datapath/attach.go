@@ -138,7 +138,7 @@ func ensureIngressHook(ifindex int) (added bool, err error) {
 			return false, nil
 		}
 	}
-	return false, fmt.Errorf("add clsact to device %d: %w", ifindex, err)
+	return false, fmt.Errorf("add clsact to device %d: %w", ifindex, lacksKind(err, "sch_ingress (CONFIG_NET_SCH_INGRESS), and tcx (Linux 6.6)"))
 }
 
 func hasIngressQdisc(ifindex int) bool { return ingressQdisc(ifindex) != "" }

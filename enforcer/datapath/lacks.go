@@ -52,3 +52,12 @@ func explain(err error) error {
 	}
 	return err
 }
+
+// lacksKind tells an answer that the kernel gives of a kind of qdisc that it does not know.
+func lacksKind(err error, what string) error {
+	if !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	release, _ := kernelRelease()
+	return &LacksError{Kernel: release, What: what, Err: err}
+}
