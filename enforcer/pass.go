@@ -38,7 +38,7 @@ func (e *Enforcer) locate(snapshot pods.Snapshot, reason Reason) error {
 		query := device.Query{UID: pod.UID, Netns: pod.Netns, Sandboxes: pod.Sandboxes, IPs: pod.IPs}
 		same := query.Equal(p.query)
 		current := same && p.err == nil && scan.Current(p.found.Devices)
-		if current && !(reason.has(Resync) && e.resyncs%lookInside == 0) {
+		if current && (!reason.has(Resync) || e.resyncs%lookInside != 0) {
 			continue
 		}
 		if reason.has(DevicesChanged) || !same {

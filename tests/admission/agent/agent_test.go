@@ -28,6 +28,7 @@ import (
 	"github.com/kubepace/kubepace/enforcer/node"
 	"github.com/kubepace/kubepace/enforcer/pods"
 	"github.com/kubepace/kubepace/enforcer/qdisc"
+	"github.com/kubepace/kubepace/enforcer/rivals"
 )
 
 // kernel plays the node: what a test says of its pods, by their addresses, and whether limits can be set.
@@ -70,6 +71,18 @@ func (k *kernel) States() ([]datapath.State, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return slices.Collect(maps.Values(k.states)), k.broken
+}
+
+func (k *kernel) Disturbed() bool { return false }
+
+func (k *kernel) Repairs() []datapath.Repair { return nil }
+
+// Look implements enforcer.Rivals: device 12 has another limiter.
+func (k *kernel) Look(devices, _ []int) (map[int]rivals.Rival, error) {
+	if !slices.Contains(devices, 12) {
+		return nil, nil
+	}
+	return map[int]rivals.Rival{12: {Who: "the CNI bandwidth plugin", How: "tbf on veth12", Device: "veth12"}}, nil
 }
 
 func (k *kernel) Features() datapath.Features { return datapath.Features{Kernel: "6.1", Stamp: true} }
@@ -152,7 +165,7 @@ func startAgent(t *testing.T, config *rest.Config, name, advertise string, lease
 		open = a.kernel
 	}
 	a.Enforcer, err = enforcer.New(enforcer.Options{
-		Source: source, Datapath: open, Qdiscs: a.kernel, Observer: writer, Log: logr.Discard(),
+		Source: source, Datapath: open, Qdiscs: a.kernel, Observer: writer, Rivals: a.kernel, Log: logr.Discard(),
 		Scan: func() (enforcer.Scan, error) { return a.kernel, nil }, Resync: time.Second,
 	})
 	must(t, err)

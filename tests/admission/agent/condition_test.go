@@ -125,6 +125,7 @@ func TestConditionSaysWhyNot(t *testing.T) {
 	pod("multus", "10.0.1.3", find("10.0.1.3", answer{found: held}), want{"10M", "NotAllHeld", "not all that the pod sends is held: it has net1 (macvlan) as well"})
 	pod("lost", "10.0.1.4", func() {}, want{"10M", "DeviceNotFound", "no network namespace under /run/netns has the address 10.0.1.4"})
 	pod("twice", "10.0.1.5", find("10.0.1.5", answer{err: &device.AmbiguousError{IP: netip.MustParseAddr("10.0.1.5"), Paths: []string{"/a", "/b"}}}), want{"10M", "AmbiguousAddress", "in several network namespaces: /a, /b"})
+	pod("shared", "10.0.1.8", find("10.0.1.8", answer{found: veth(12, "veth12")}), want{"10M", "OtherLimiter", "10M is not enforced: another limiter is in charge: the CNI bandwidth plugin limits what the pod sends (tbf on veth12)"})
 	pod("wordy", "10.0.1.6", find("10.0.1.6", answer{found: veth(9, "veth9")}), want{"10 megabits", "InvalidLimit", `"10 megabits" is not`})
 	for p, w := range wants {
 		c.waitCondition(t, p, corev1.ConditionFalse, w.reason, w.message)
