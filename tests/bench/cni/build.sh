@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Builds the CNI bandwidth plugin at the version that go.mod pins, statically, outside the checkout, and prints its path
-# as the last line of standard output. What is there already is kept.
-# usage: build.sh
+# Builds CNI plugins at the version that go.mod pins, statically, outside the checkout, and prints as the last line of
+# standard output the path of the bandwidth plugin, or with --folder the folder of them all. What is there is kept.
+# usage: build.sh [--folder]
 set -euo pipefail
 cd "$(dirname "$0")"
 . ../../setup/progress.sh
@@ -11,16 +11,15 @@ module=github.com/containernetworking/plugins
 version=$(go list -mod=readonly -m -f '{{.Version}}' "$module")
 key=$(cat go.mod go.sum <(go version) | sha256sum | cut -c1-16)
 cache=${KUBEPACE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kubepace}
-out=$cache/cni/bandwidth-$version-$key
-mkdir -p "$(dirname "$out")"
+out=$cache/cni/$version-$key
+mkdir -p "$out"
 
 (
-	flock -w 3600 9 || { say "another build holds $out.lock for an hour; giving up"; exit 1; }
-	[ -x "$out" ] && exit 0
-	say "building the CNI bandwidth plugin $version from the Go module proxy (about 30 s the first time) ..."
-	with_progress bandwidth env CGO_ENABLED=0 go build -mod=readonly -trimpath \
-		-ldflags "-s -w -X $module/pkg/utils/buildversion.BuildVersion=$version" \
-		-o "$out.tmp" "$module/plugins/meta/bandwidth"
-	mv "$out.tmp" "$out"
-) 9>"$out.lock"
-echo "$out"
+	flock -w 3600 9 || { say "another build holds $out/.lock for an hour; giving up"; exit 1; }
+	[ -e "$out/.done" ] && exit 0
+	say "building CNI plugins $version from the Go module proxy (about 30 s the first time) ..."
+	with_progress "CNI plugins" env CGO_ENABLED=0 go build -mod=readonly -trimpath \
+		-ldflags "-s -w -X $module/pkg/utils/buildversion.BuildVersion=$version" -o "$out/" tool
+	touch "$out/.done"
+) 9>"$out/.lock"
+if [ "${1:-}" = --folder ]; then echo "$out"; else echo "$out/bandwidth"; fi

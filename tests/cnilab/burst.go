@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cnilab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os/exec"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Burst is what came of pods that started at once.
+type Burst struct {
+	Pods int `json:"pods"`
+	// Enforced of them in the end; InForce before their container sent its first packet, BeforeADD before CNI ADD had
+	// even returned.
+	Enforced  int `json:"enforced"`
+	InForce   int `json:"in_force_before_first_packet"`
+	BeforeADD int `json:"in_force_before_add_returned"`
+	// Lag is from the return of CNI ADD, after which a runtime starts the pod's first container, to the limit being in
+	// force. Start is from there to the container's first packet, ADD what CNI ADD itself took.
+	Lag   Spread `json:"add_to_enforced_ms"`
+	Start Spread `json:"add_to_first_packet_ms"`
+	ADD   Spread `json:"add_ms"`
+}
+
+// Spread is a distribution, in milliseconds.
+type Spread struct {
+	P50 float64 `json:"p50"`
+	P90 float64 `json:"p90"`
+	P99 float64 `json:"p99"`
+	Max float64 `json:"max"`
+}
+
+func spread(times []time.Duration) Spread {
+	if len(times) == 0 {
+		return Spread{}
+	}
+	slices.Sort(times)
+	at := func(share float64) float64 {
+		i := min(int(share*float64(len(times))), len(times)-1)
+		return float64(times[i].Microseconds()) / 1000
+	}
+	return Spread{at(.5), at(.9), at(.99), at(1)}
+}
+
+// started is what one pod did.
+type started struct {
+	begin, added, sent time.Time
+	err                error
+}
+
+// packets is how many datagrams a pod's container sends at once when it starts.
+const packets = 5
+
+// RunBurst starts all pods at once, as a container runtime does: CNI ADD, the process that holds the sandbox, the
+// container, which sends at once. It then waits until the agent has said of each that its limit is in force.
+func RunBurst(ctx context.Context, a *Agent, network *Network, pods []*Pod) (Burst, error) {
+	list := make([]started, len(pods))
+	var work sync.WaitGroup
+	for i, p := range pods {
+		work.Go(func() { list[i] = p.start(ctx, network) })
+	}
+	work.Wait()
+	b := Burst{Pods: len(pods)}
+	var lag, start, add []time.Duration
+	for i, p := range pods {
+		s := list[i]
+		if s.err != nil {
+			return b, s.err
+		}
+		e, err := a.await(ctx, p.UID())
+		if err != nil {
+			return b, fmt.Errorf("pod %s: %w", p.Object.Name, err)
+		}
+		b.Enforced++
+		if e.At.Before(s.sent) {
+			b.InForce++
+		}
+		if e.At.Before(s.added) {
+			b.BeforeADD++
+		}
+		lag, start, add = append(lag, max(0, e.At.Sub(s.added))), append(start, s.sent.Sub(s.added)), append(add, s.added.Sub(s.begin))
+	}
+	b.Lag, b.Start, b.ADD = spread(lag), spread(start), spread(add)
+	return b, nil
+}
+
+func (a *Agent) await(ctx context.Context, uid string) (Enforced, error) {
+	for {
+		if e, ok := a.Enforced(uid); ok {
+			return e, nil
+		}
+		select {
+		case <-ctx.Done():
+			return Enforced{}, fmt.Errorf("wait for its limit: %w", ctx.Err())
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+func (p *Pod) start(ctx context.Context, network *Network) (s started) {
+	s.begin = time.Now()
+	addrs, err := p.Add(ctx, network, "eth0")
+	s.added = time.Now()
+	if err != nil || len(addrs) == 0 {
+		s.err = errors.Join(err, fmt.Errorf("%d addresses", len(addrs)))
+		return s
+	}
+	s.err = p.Do(func() error {
+		for _, process := range []string{"the sandbox's process", "the container"} {
+			if err := exec.CommandContext(ctx, "true").Run(); err != nil {
+				return fmt.Errorf("start %s: %w", process, err)
+			}
+		}
+		s.sent = time.Now()
+		return Send(packets)
+	})
+	return s
+}
+
+// Send sends datagrams to nobody by the default route of the calling thread's namespace.
+func Send(n int) error {
+	conn, err := net.Dial("udp", netip.AddrPortFrom(netip.MustParseAddr("198.51.100.1"), 9).String())
+	if err != nil {
+		return fmt.Errorf("send: %w", err)
+	}
+	defer conn.Close()
+	for range n {
+		if _, err := conn.Write([]byte("kubepace")); err != nil {
+			return fmt.Errorf("send: %w", err)
+		}
+	}
+	return nil
+}
