@@ -46,6 +46,7 @@ type Cache struct {
 	log       logr.Logger
 	changes   chan struct{}
 	now       func() time.Time
+	rescan    time.Duration
 
 	mu       sync.Mutex
 	files    map[string]file // by name
@@ -71,8 +72,8 @@ type stamp struct {
 // namespaces elsewhere is not believed.
 func New(dir, netnsDir string, log logr.Logger) *Cache {
 	c := &Cache{
-		dir: dir, netnsDirs: append([]string{filepath.Clean(netnsDir)}, runtimeDirs...), log: log,
-		changes: make(chan struct{}, 1), now: time.Now, files: map[string]file{},
+		dir: filepath.Clean(dir), netnsDirs: append([]string{filepath.Clean(netnsDir)}, runtimeDirs...), log: log,
+		changes: make(chan struct{}, 1), now: time.Now, rescan: rescan, files: map[string]file{},
 	}
 	c.scan()
 	return c

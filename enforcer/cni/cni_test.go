@@ -195,6 +195,7 @@ type folder struct {
 func runCache(t *testing.T, path string) *folder {
 	t.Helper()
 	f := &folder{t: t, path: path, Cache: New(path, "/netns", logr.Discard())}
+	f.rescan = time.Hour // inotify has to do
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- f.Run(ctx) }()
@@ -294,21 +295,23 @@ func TestCacheReportsWhatStaysUnreadable(t *testing.T) {
 	}
 }
 
+// TestCacheFolderThatComesLater: the node's first pod makes the folder, and is seen without waiting for a rescan.
 func TestCacheFolderThatComesLater(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "results")
-	f := &folder{t: t, path: path, Cache: New(path, "/netns", logr.Discard())}
+	top := t.TempDir()
+	path := filepath.Join(top, "lib", "cni", "results")
+	f := runCache(t, path)
 	f.want()
-	if err := os.Mkdir(path, 0o700); err != nil {
-		t.Fatal(err)
+	for range 3 {
+		if err := os.MkdirAll(path, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		f.write("cbr0-a-eth0", about("a", "1000000"))
+		f.want("a 1M")
+		if err := os.RemoveAll(filepath.Join(top, "lib")); err != nil {
+			t.Fatal(err)
+		}
+		f.want()
 	}
-	f.write("cbr0-a-eth0", about("a", "1000000"))
-	f.scan()
-	f.want("a 1M")
-	if err := os.RemoveAll(path); err != nil {
-		t.Fatal(err)
-	}
-	f.scan()
-	f.want()
 }
 
 func TestCacheReadsTheNewestOfTooMany(t *testing.T) {

@@ -11,7 +11,7 @@ import (
 	"github.com/fsnotify/fsnotify"
 )
 
-// rescan finds what inotify cannot report: a folder that came, or was made anew; and files that stay unreadable.
+// rescan finds what inotify cannot report: a folder that was made anew; and files that stay unreadable.
 const rescan = 5 * time.Second
 
 // Run follows the folder until ctx ends; it returns nil then.
@@ -21,26 +21,58 @@ func (c *Cache) Run(ctx context.Context) error {
 		return fmt.Errorf("watch %s: %w", c.dir, err)
 	}
 	defer watcher.Close()
-	ticker := time.NewTicker(rescan)
+	ticker := time.NewTicker(c.rescan)
 	defer ticker.Stop()
-	// A folder that is missing is no error: the runtime makes it with its first pod. Adding it again is none either.
-	_ = watcher.Add(c.dir)
-	c.scan()
+	c.follow(watcher)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
-			_ = watcher.Add(c.dir)
-			c.scan()
+			c.follow(watcher)
 		case err := <-watcher.Errors:
 			if err != nil { // an overflow, mostly: whatever it was, look again
 				c.scan()
 			}
 		case event := <-watcher.Events:
-			if !event.Has(fsnotify.Chmod) {
+			switch {
+			case filepath.Dir(event.Name) != c.dir: // the folder itself came or went, or one above it
+				c.follow(watcher)
+			case !event.Has(fsnotify.Chmod):
 				c.update(filepath.Base(event.Name))
 			}
 		}
 	}
+}
+
+// follow watches the folder and reads it. A folder that is missing is no error: the runtime makes it with the node's
+// first pod, which must not have to wait for the next rescan; so until then the nearest folder above it is watched.
+func (c *Cache) follow(watcher *fsnotify.Watcher) {
+	for {
+		dir := c.dir
+		for watcher.Add(dir) != nil && dir != filepath.Dir(dir) {
+			dir = filepath.Dir(dir)
+		}
+		if dir == c.dir {
+			break
+		}
+		// What came between the two looks has told nobody.
+		if next := below(dir, c.dir); watcher.Add(next) != nil {
+			return
+		}
+	}
+	for _, path := range watcher.WatchList() {
+		if path != c.dir {
+			_ = watcher.Remove(path)
+		}
+	}
+	c.scan()
+}
+
+// below is the next folder on the way from dir down to path.
+func below(dir, path string) string {
+	for filepath.Dir(path) != dir {
+		path = filepath.Dir(path)
+	}
+	return path
 }
