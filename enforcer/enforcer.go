@@ -87,6 +87,8 @@ const (
 	lookInside = 4
 	// settle gathers events that come together, such as those of one CNI ADD, into one pass.
 	settle = 10 * time.Millisecond
+	// syncAtLeast is how long pods that start may keep the loop from looking at the devices where packets leave.
+	syncAtLeast = 500 * time.Millisecond
 	// minRetry and maxRetry bound the wait before a pod whose device is missing is looked for again without an event.
 	minRetry = 50 * time.Millisecond
 	maxRetry = 15 * time.Second

@@ -74,3 +74,45 @@ func TestPodThatHidesItsAddress(t *testing.T) {
 	w.pass(DevicesChanged)
 	w.wantReason("a", false, "no network namespace")
 }
+
+// TestPodsThatStartGoFirst: the devices where packets leave are looked at in the pass after, or soon enough.
+func TestPodsThatStartGoFirst(t *testing.T) {
+	w := newWorld(t)
+	w.pass(Resync)
+	if w.exits.syncs != 1 {
+		t.Fatalf("%d looks; want one at start", w.exits.syncs)
+	}
+	w.clock = w.clock.Add(syncAtLeast / 2)
+	w.pod("a", "10M", "10.0.0.11")
+	w.pass(PodsChanged | RoutesChanged)
+	w.wantLimit("a", "10M", datapath.ModePacing)
+	if w.exits.syncs != 1 || w.takeAsked() == 0 {
+		t.Errorf("%d looks; want it put off, and another pass asked for", w.exits.syncs)
+	}
+	w.exits.result.Exits = nil
+	w.pass(PodsChanged)
+	w.wantLimit("a", "10M", datapath.ModePolicing)
+	if w.exits.syncs != 2 || len(w.exits.veths) != 1 {
+		t.Errorf("%d looks, veths %v; want the one that was put off", w.exits.syncs, w.exits.veths)
+	}
+	for i := range 3 { // as many pods as there may be, not for ever
+		w.clock = w.clock.Add(syncAtLeast)
+		w.pod("b", "10M", "10.0.0.2"+string(rune('0'+i)))
+		w.pass(PodsChanged | RoutesChanged)
+	}
+	if w.exits.syncs != 5 {
+		t.Errorf("%d looks; want 5", w.exits.syncs)
+	}
+}
+
+// TestNothingToLookByIsNoHurry: a pod without address and result waits for news, not for the clock.
+func TestNothingToLookByIsNoHurry(t *testing.T) {
+	w := newWorld(t)
+	w.pod("a", "10M", "")
+	w.pass(Resync)
+	w.clock = w.clock.Add(grace)
+	w.pass(0)
+	if wait := w.untilRetry(); wait < time.Second {
+		t.Errorf("next pass in %v; want no hurry", wait)
+	}
+}

@@ -36,6 +36,9 @@ type Enforcer struct {
 	exitsErr error
 	veths    []int
 	resyncs  int
+	placed   bool   // the latest search found devices of a pod to limit
+	unsynced Reason // why the exit devices are to be looked at, put off
+	syncedAt time.Time
 	first    bool            // a pass has been made
 	failed   bool            // the latest pass could not do its work
 	problems map[string]bool // already logged

@@ -23,6 +23,7 @@ func (e *Enforcer) locate(snapshot pods.Snapshot, reason Reason) error {
 	}
 	defer scan.Close()
 	now := e.now()
+	e.placed = false
 	for _, pod := range snapshot.Pods {
 		p := e.pods[pod.UID]
 		if !e.needsDevice(pod) {
@@ -51,6 +52,7 @@ func (e *Enforcer) locate(snapshot pods.Snapshot, reason Reason) error {
 		if current && device.Temporary(err) {
 			continue // the pod changed its addresses, or another took one: what was found still leads out of the pod
 		}
+		e.placed = e.placed || err == nil && pod.Limited() && !slices.Equal(found.Devices, p.found.Devices)
 		p.query, p.found, p.err = query, found, err
 		p.schedule(now)
 	}
@@ -59,7 +61,8 @@ func (e *Enforcer) locate(snapshot pods.Snapshot, reason Reason) error {
 
 // schedule sets when to look again without an event: soon at first, ever more rarely later.
 func (p *podState) schedule(now time.Time) {
-	if !device.Temporary(p.err) {
+	nothing := p.query.Netns == "" && len(p.query.Sandboxes) == 0 && len(p.query.IPs) == 0 // to look by: its news is an event
+	if !device.Temporary(p.err) || nothing {
 		p.retry, p.delay = time.Time{}, 0
 		return
 	}
@@ -84,9 +87,18 @@ func (e *Enforcer) syncQdiscs(reason Reason) {
 		}
 	}
 	slices.Sort(veths)
+	reason |= e.unsynced
 	if e.first && !reason.has(Resync|DevicesChanged|RoutesChanged|QdiscsChanged) && slices.Equal(veths, e.veths) {
 		return
 	}
+	// Pods that start now go first: each of the kernel's lists is waited for while others add devices.
+	now := e.now()
+	if e.first && e.placed && !reason.has(Resync) && now.Sub(e.syncedAt) < syncAtLeast {
+		e.unsynced = reason
+		e.Poke(PodsChanged)
+		return
+	}
+	e.syncedAt, e.unsynced = now, 0
 	e.exits, e.exitsErr = e.opts.Qdiscs.Sync(veths)
 	if !e.first && e.opts.Veths && e.exits.Fq == nil {
 		e.Poke(PodsChanged) // only now is it known that unlimited pods' devices matter

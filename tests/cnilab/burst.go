@@ -10,13 +10,15 @@ import (
 	"net/netip"
 	"os/exec"
 	"slices"
-	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
-// Burst is what came of pods that started at once.
+// Burst is what came of pods that started at once, or one soon after the other.
 type Burst struct {
-	Pods int `json:"pods"`
+	Pods   int `json:"pods"`
+	AtOnce int `json:"at_once"` // how many started at the same time
 	// Enforced of them in the end; InForce before their container sent its first packet, BeforeADD before CNI ADD had
 	// even returned.
 	Enforced  int `json:"enforced"`
@@ -58,16 +60,20 @@ type started struct {
 // packets is how many datagrams a pod's container sends at once when it starts.
 const packets = 5
 
-// RunBurst starts all pods at once, as a container runtime does: CNI ADD, the process that holds the sandbox, the
+// RunBurst starts pods as a container runtime does, so many at once: CNI ADD, the process that holds the sandbox, the
 // container, which sends at once. It then waits until the agent has said of each that its limit is in force.
-func RunBurst(ctx context.Context, a *Agent, network *Network, pods []*Pod) (Burst, error) {
+func RunBurst(ctx context.Context, a *Agent, network *Network, pods []*Pod, atOnce int) (Burst, error) {
 	list := make([]started, len(pods))
-	var work sync.WaitGroup
+	var work errgroup.Group
+	work.SetLimit(atOnce)
 	for i, p := range pods {
-		work.Go(func() { list[i] = p.start(ctx, network) })
+		work.Go(func() error {
+			list[i] = p.start(ctx, network)
+			return nil
+		})
 	}
-	work.Wait()
-	b := Burst{Pods: len(pods)}
+	_ = work.Wait() // each has an error of its own
+	b := Burst{Pods: len(pods), AtOnce: atOnce}
 	var lag, start, add []time.Duration
 	for i, p := range pods {
 		s := list[i]
