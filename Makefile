@@ -23,7 +23,7 @@ gotest := tests/setup/gotest.sh
 
 # Tests of these packages want root and network namespaces, others a control plane or QEMU; the rest is unit tests.
 kernel_packages := ./bpf ./enforcer/datapath ./enforcer/device ./enforcer/qdisc ./enforcer/rivals ./cmd/kubepace-enforcer ./tests/netlab/... ./tests/datapath
-unit_packages = $$(go list ./... | grep -vxFf <(go list $(kernel_packages)) | grep -vE '/tests/(admission|vm|e2e)(/|$$)')
+unit_packages = $$(go list ./... | grep -vxFf <(go list $(kernel_packages)) | grep -vE '/tests/(admission|vm|e2e|cnilab)(/|$$)')
 
 .PHONY: help
 help: ## list the targets
@@ -34,7 +34,7 @@ build: go-there ## build bin/kubepace-webhook and bin/kubepace-enforcer
 	go build -o bin/ ./cmd/...
 
 .PHONY: test
-test: test-unit test-admission test-datapath test-vm ## everything below that starts with test-; needs root
+test: test-unit test-admission test-datapath test-node test-vm ## everything below that starts with test-; needs root
 
 .PHONY: test-unit
 test-unit: go-there ## packages by themselves, in seconds; no root needed
@@ -48,6 +48,12 @@ test-admission: go-there ## the webhook against a real kube-apiserver and etcd (
 test-datapath: build root-here ## the enforcer on this machine's kernel, in network namespaces (FULL=1: at length); needs root
 	$(install) kernel
 	KUBEPACE_ENFORCER=$(CURDIR)/bin/kubepace-enforcer KUBEPACE_MAY_SKIP='kernel needs CONFIG_NET_SCH_' $(gotest) $(if $(FULL),,-short) -count=1 -p 1 $(kernel_packages)
+
+.PHONY: test-node
+test-node: build root-here ## the enforcer beside real CNI plugins, and while a real API server is away; needs root
+	$(install) kernel
+	assets=$$(tests/kube/build.sh etcd kube-apiserver kubectl) && plugins=$$(tests/bench/cni/build.sh --folder) && \
+	KUBEBUILDER_ASSETS=$$assets KUBEPACE_CNI_PLUGINS=$$plugins KUBEPACE_ENFORCER=$(CURDIR)/bin/kubepace-enforcer $(gotest) $(if $(FULL),,-short) -count=1 ./tests/cnilab
 
 .PHONY: test-vm
 test-vm: build root-here ## the same in QEMU on Debian's kernels: KERNELS="5.10 6.1 6.12 7"; FULL=6.12 at length there; needs root
