@@ -71,7 +71,9 @@ type Options struct {
 	// Rivals finds other limiters; optional. OtherLimiters is what to do about them; rivals.StandDown if empty.
 	Rivals        Rivals
 	OtherLimiters rivals.Policy
-	Log           logr.Logger
+	// Problems are what went wrong before, and keeps nobody from enforcing; they are shown in the status. Optional.
+	Problems []error
+	Log      logr.Logger
 	// StatusFile is written whenever something changed. Optional.
 	StatusFile string
 	Identity   Identity

@@ -213,7 +213,7 @@ func (e *Enforcer) Status() Status {
 func (e *Enforcer) pass(reason Reason) {
 	snapshot := e.opts.Source.Snapshot()
 	states, stateErr := e.states()
-	problems := append([]error(nil), snapshot.Problems...)
+	problems := append(append([]error(nil), e.opts.Problems...), snapshot.Problems...)
 	if stateErr != nil {
 		problems = append(problems, stateErr)
 	}

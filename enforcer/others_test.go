@@ -3,6 +3,7 @@
 package enforcer
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -148,6 +149,17 @@ func TestDisturbedHookIsPutRight(t *testing.T) {
 		if w.kernel.sets != sets+2 {
 			t.Errorf("%s: %d sets; want the owed one, once", name, w.kernel.sets-sets)
 		}
+	}
+}
+
+func TestProblemsOfTheStartAreShown(t *testing.T) {
+	w := newWorld(t)
+	w.opts.Problems = []error{errors.New("--bbr: the kernel has no bbr")}
+	w.pod("a", "10M", "10.0.0.11")
+	w.pass(Resync)
+	w.wantReason("a", true)
+	if got := w.Status().Problems; len(got) != 1 || got[0] != "--bbr: the kernel has no bbr" {
+		t.Errorf("problems %q", got)
 	}
 }
 

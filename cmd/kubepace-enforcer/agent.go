@@ -45,9 +45,6 @@ func runAgent(ctx context.Context, o *options, _, _ io.Writer) error {
 	}
 	defer k.close()
 	in.addLocal(o, log, k.finder)
-	if err := setSysctls(o, log); err != nil {
-		return err
-	}
 	if err := serveAgent(ctx, o, log, in, k); err != nil {
 		return err
 	}
@@ -108,17 +105,24 @@ func clientConfig(kubeconfig string) (*rest.Config, error) {
 	return config, nil
 }
 
-// setSysctls sets what was asked for, and takes back what is asked for no more.
-func setSysctls(o *options, log logr.Logger) error {
-	settings := sysctl.New(o.RunDir)
+// setSysctls sets what was asked for, and takes back what is asked for no more. What fails is in the status: limits do
+// not depend on it.
+func setSysctls(o *options, log logr.Logger) []error {
+	settings := sysctl.New(o.RunDir, o.ProcSys)
 	if o.BBR {
-		return settings.Set(sysctl.CongestionControl, sysctl.BBR)
+		if err := settings.Set(sysctl.CongestionControl, sysctl.BBR); err != nil {
+			return []error{fmt.Errorf("--bbr: %w", err)}
+		}
+		return nil
 	}
 	restored, err := settings.Restore()
 	for _, c := range restored {
 		log.Info("sysctl restored", "name", c.Name, "value", c.Before)
 	}
-	return err
+	if err != nil {
+		return []error{err}
+	}
+	return nil
 }
 
 // kernel is what the agent holds open of the kernel.
@@ -169,7 +173,8 @@ func (k *kernel) close() {
 func serveAgent(ctx context.Context, o *options, log logr.Logger, in input, k *kernel) error {
 	e, err := enforcer.New(enforcer.Options{
 		Source: in.source, Datapath: k.datapath, Qdiscs: k.qdiscs, Observer: in.observer, Veths: o.PodFq, Resync: o.Resync,
-		Rivals: k.rivals, OtherLimiters: rivals.Policy(o.OtherLimiters),
+		Problems: setSysctls(o, log),
+		Rivals:   k.rivals, OtherLimiters: rivals.Policy(o.OtherLimiters),
 		Scan:       func() (enforcer.Scan, error) { return k.finder.Scan() },
 		Log:        log,
 		StatusFile: enforcer.StatusPath(o.RunDir),

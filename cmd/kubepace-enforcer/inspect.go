@@ -61,7 +61,7 @@ func runCleanup(_ context.Context, o *options, stdout, _ io.Writer) error {
 		errs = append(errs, fmt.Errorf("remove limits: %w", err))
 	}
 	errs = append(errs, restoreQdiscs(qdisc.Options{RunDir: o.RunDir, Log: log.WithName("qdisc")}))
-	if _, err := sysctl.New(o.RunDir).Restore(); err != nil {
+	if _, err := sysctl.New(o.RunDir, o.ProcSys).Restore(); err != nil {
 		errs = append(errs, err)
 	}
 	for _, path := range []string{enforcer.StatusPath(o.RunDir), lock.Name()} {

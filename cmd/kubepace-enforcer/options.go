@@ -22,6 +22,7 @@ import (
 	"github.com/kubepace/kubepace/enforcer/device"
 	"github.com/kubepace/kubepace/enforcer/node"
 	"github.com/kubepace/kubepace/enforcer/rivals"
+	"github.com/kubepace/kubepace/enforcer/sysctl"
 )
 
 // options are the command lines of all commands; defaultOptions sets what may be left out, parse validates.
@@ -43,6 +44,7 @@ type options struct {
 
 	OtherLimiters string
 	BBR           bool
+	ProcSys       string
 
 	HealthAddress  string
 	MetricsAddress string
@@ -59,7 +61,7 @@ func defaultOptions() *options {
 	return &options{
 		NodeName: os.Getenv("NODE_NAME"), Namespace: bandwidth.SystemNamespace, Advertise: "unbounded", Overcommit: 1,
 		BPFFS: datapath.DefaultBPFFS, RunDir: enforcer.DefaultRunDir, NetnsDir: device.DefaultNetnsDir,
-		CNICacheDir: cni.DefaultDir, OtherLimiters: string(rivals.StandDown),
+		CNICacheDir: cni.DefaultDir, OtherLimiters: string(rivals.StandDown), ProcSys: sysctl.DefaultRoot,
 		PodFq: true, Resync: enforcer.DefaultResync, HealthAddress: "0", MetricsAddress: "0", LogLevel: "info",
 		Output: "table", Interval: time.Second,
 	}
@@ -79,6 +81,7 @@ func runFlags(o *options, fs *pflag.FlagSet) {
 	fs.BoolVar(&o.PodFq, "pod-fq", o.PodFq, "set fq on the devices that lead to pods as well, so that traffic between pods of one node is paced; where the kernel has fq")
 	fs.StringVar(&o.OtherLimiters, "other-limiters", o.OtherLimiters, "`what` to do where Cilium's bandwidth manager, Calico's QoS or the CNI bandwidth plugin limit a pod: stand-down (leave it to them, and say so) or take-over (limit it as well, and leave theirs as it is)")
 	fs.BoolVar(&o.BBR, "bbr", o.BBR, "set the sysctl net.ipv4.tcp_congestion_control to bbr, for pods that start from now on; cleanup restores what was there")
+	procFlag(o, fs)
 	fs.DurationVar(&o.Resync, "resync", o.Resync, "how often everything is compared with the kernel, events or not")
 	fs.StringVar(&o.HealthAddress, "health-address", o.HealthAddress, "`host:port` for /healthz and /readyz; 0 serves none")
 	fs.StringVar(&o.MetricsAddress, "metrics-address", o.MetricsAddress, "`host:port` for /metrics; 0 serves none")
@@ -99,12 +102,17 @@ func statusFlags(o *options, fs *pflag.FlagSet) {
 
 func cleanupFlags(o *options, fs *pflag.FlagSet) {
 	commonFlags(o, fs)
+	procFlag(o, fs)
 	logFlag(o, fs)
 }
 
 func commonFlags(o *options, fs *pflag.FlagSet) {
 	fs.StringVar(&o.BPFFS, "bpffs", o.BPFFS, "`folder`, in a bpffs, that holds the kernel state")
 	fs.StringVar(&o.RunDir, "run-dir", o.RunDir, "`folder` for the agent's status and the record of former qdiscs")
+}
+
+func procFlag(o *options, fs *pflag.FlagSet) {
+	fs.StringVar(&o.ProcSys, "proc-sys", o.ProcSys, "`folder` of the kernel's settings; in a container /proc/sys is read-only")
 }
 
 func exitFlag(o *options, fs *pflag.FlagSet) {
@@ -166,6 +174,7 @@ func (o *options) validateRun() error {
 	errs = append(errs, o.validateAdvertise())
 	errs = append(errs, absolute("--netns-dir", o.NetnsDir), checkDevices(o.ExitDevices),
 		checkAddress("--health-address", o.HealthAddress), checkAddress("--metrics-address", o.MetricsAddress))
+	errs = append(errs, absolute("--proc-sys", o.ProcSys))
 	if !rivals.Policy(o.OtherLimiters).Valid() {
 		errs = append(errs, fmt.Errorf("--other-limiters %q is neither %s nor %s", o.OtherLimiters, rivals.StandDown, rivals.TakeOver))
 	}

@@ -52,11 +52,11 @@ func TestParseRefuses(t *testing.T) {
 	}{
 		{"", []string{"no source of pods", "--node-name", "--pod-manifests"}},
 		{"--pod-manifests=/x --kubeconfig=/y", []string{"--pod-manifests and --kubeconfig"}},
-		{"--node-name=Node_1 --resync=1ms --netns-dir=x --cni-cache-dir=x --bpffs=y --run-dir=z --health-address=8080 --metrics-address=x --exit-devices=averyveryverylongname --log-level=loud",
-			[]string{"--node-name", "--resync", "--netns-dir", "--cni-cache-dir", "--bpffs", "--run-dir", "--health-address", "--metrics-address", "--exit-devices", "--log-level"}},
 		{"--node-name=n --advertise=fast --namespace=Kube_Pace", []string{`--advertise "fast"`, "neither unbounded, link, off nor a rate", "--namespace"}},
 		{"--node-name=n --advertise=link --overcommit=0", []string{"overcommit 0 is not above 0"}},
 		{"--node-name=" + strings.Repeat("n", 240), []string{"too long for the name of a Lease"}},
+		{"--node-name=Node_1 --resync=1ms --netns-dir=x --cni-cache-dir=x --bpffs=y --run-dir=z --health-address=8080 --metrics-address=x --exit-devices=averyveryverylongname --other-limiters=fight --proc-sys=x --log-level=loud",
+			[]string{"--node-name", "--resync", "--netns-dir", "--cni-cache-dir", "--bpffs", "--run-dir", "--health-address", "--metrics-address", "--exit-devices", "--other-limiters", "--proc-sys", "--log-level"}},
 		{"list -o yaml --interval=-1s", []string{"--output", "--interval"}},
 		{"status -o yaml", []string{"--output"}},
 		{"list extra", []string{`unexpected argument "extra"`}},

@@ -60,7 +60,7 @@ func Kernel(bpffs, runDir string) Source {
 		Status:  func() (enforcer.Status, error) { return enforcer.ReadStatus(runDir) },
 		Running: func() (bool, error) { return enforcer.Running(runDir) },
 		Now:     time.Now,
-		Sysctls: sysctl.New(runDir).Changes,
+		Sysctls: sysctl.New(runDir, "").Changes,
 	}
 }
 

@@ -37,12 +37,18 @@ type Settings struct {
 	root   string
 }
 
-// New uses the record in a run folder.
-func New(runDir string) *Settings {
+// DefaultRoot holds the kernel's settings.
+const DefaultRoot = "/proc/sys"
+
+// New uses the record in a run folder, and settings below root; both may be empty for the defaults.
+func New(runDir, root string) *Settings {
 	if runDir == "" {
 		runDir = rundir.Default
 	}
-	return &Settings{RunDir: runDir, root: "/proc/sys"}
+	if root == "" {
+		root = DefaultRoot
+	}
+	return &Settings{RunDir: runDir, root: root}
 }
 
 func (s *Settings) path(name string) string {
@@ -72,7 +78,7 @@ func explain(name, value string, err error) error {
 	case name == CongestionControl && errors.Is(err, unix.ENOENT):
 		return fmt.Errorf("the kernel has no %s (CONFIG_TCP_CONG_%s, module tcp_%s): %w", value, strings.ToUpper(value), value, err)
 	case errors.Is(err, unix.EROFS):
-		return fmt.Errorf("/proc/sys is read-only here; the overlay manifests/overlays/bbr mounts what is needed: %w", err)
+		return fmt.Errorf("it is read-only here, as in a container; manifests/overlays/bbr mounts one that is not: %w", err)
 	}
 	return err
 }

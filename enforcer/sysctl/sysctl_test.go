@@ -16,8 +16,7 @@ import (
 // inFolder plays /proc/sys by a folder.
 func inFolder(t *testing.T, value string) *Settings {
 	t.Helper()
-	s := New(filepath.Join(t.TempDir(), "run"))
-	s.root = t.TempDir()
+	s := New(filepath.Join(t.TempDir(), "run"), t.TempDir())
 	path := s.path(CongestionControl)
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		t.Fatal(err)
