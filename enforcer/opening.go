@@ -10,8 +10,12 @@ import (
 	"github.com/kubepace/kubepace/enforcer/datapath"
 )
 
-// NotOpenError means that the datapath could not be opened: nothing can be enforced on this node.
-type NotOpenError struct{ Err error }
+// NotOpenError means that the datapath could not be opened: this agent can set nothing on this node.
+type NotOpenError struct {
+	Err error
+	// Left is what an earlier agent left in the kernel, and what stays in force, as far as that can be seen.
+	Left []datapath.State
+}
 
 func (e *NotOpenError) Error() string { return "no limit can be set on this node: " + e.Err.Error() }
 
@@ -22,6 +26,8 @@ func (e *NotOpenError) Unwrap() error { return e.Err }
 type Opening struct {
 	// Open opens it. It is not called any more once it has succeeded.
 	Open func() (*datapath.Datapath, error)
+	// Left reads what is in force all the same, where Open fails. Optional.
+	Left func() ([]datapath.State, error)
 
 	mu   sync.Mutex
 	open *datapath.Datapath
@@ -33,7 +39,7 @@ func (o *Opening) get() (*datapath.Datapath, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.open == nil {
-		return nil, &NotOpenError{errors.New("not opened yet")}
+		return nil, &NotOpenError{Err: errors.New("not opened yet")}
 	}
 	return o.open, nil
 }
@@ -45,13 +51,24 @@ func (o *Opening) States() ([]datapath.State, error) {
 		d, err := o.Open()
 		if err != nil {
 			o.mu.Unlock()
-			return nil, &NotOpenError{fmt.Errorf("open datapath: %w", err)}
+			return nil, o.failed(err)
 		}
 		o.open = d
 	}
 	d := o.open
 	o.mu.Unlock()
 	return d.States()
+}
+
+func (o *Opening) failed(err error) error {
+	e := &NotOpenError{Err: fmt.Errorf("open datapath: %w", err)}
+	if o.Left == nil {
+		return e
+	}
+	if left, err := o.Left(); err == nil { // where even that fails, nothing can be said of it
+		e.Left = left
+	}
+	return e
 }
 
 // Set implements Datapath.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kubepace/kubepace/bandwidth"
 	"github.com/kubepace/kubepace/enforcer/datapath"
 )
 
@@ -18,11 +19,15 @@ func TestNodeThatCannotEnforceSaysSo(t *testing.T) {
 		tries++
 		return nil, &datapath.LacksError{Kernel: "4.4", What: "bpf(2)", Err: errors.New("create map: function not implemented")}
 	}}
+	left := datapath.State{Limit: datapath.Limit{Pod: datapath.Pod{UID: "uid-left"}, Rate: 5 * bandwidth.Megabit}}
+	opening.Left = func() ([]datapath.State, error) { return []datapath.State{left}, nil }
 	w.opts.Datapath = opening
 	w.pod("a", "10M", "10.0.0.11")
 	w.pod("host", "10M", "").HostNetwork = true
 	w.pod("free", "", "10.0.0.12")
+	w.pod("left", "10M", "10.0.0.13")
 	w.pass(Resync)
+	w.wantReason("left", false, "lacks bpf(2)", "the limit of 5M that an earlier agent set stays in the kernel")
 	w.wantCodes(map[string]Code{"a": CodeKernelLacks, "host": CodeHostNetwork})
 	w.wantReason("a", false, "kernel 4.4 lacks bpf(2)")
 	if err := w.Readiness(); err == nil || !strings.Contains(err.Error(), "no limit can be set on this node") {
@@ -31,11 +36,11 @@ func TestNodeThatCannotEnforceSaysSo(t *testing.T) {
 	if w.exits.syncs != 0 {
 		t.Error("qdiscs were changed on a node that cannot enforce")
 	}
-	if len(w.told) != 2 || w.Status().Mode != "none" {
-		t.Errorf("told %q, mode %s; want both limited pods, none", w.told, w.Status().Mode)
+	if len(w.told) != 3 || w.Status().Mode != "none" {
+		t.Errorf("told %q, mode %s; want all limited pods, none", w.told, w.Status().Mode)
 	}
 	w.pass(Resync)
-	if tries != 2 || len(w.told) != 2 {
+	if tries != 2 || len(w.told) != 3 {
 		t.Errorf("%d tries, told %q; want it tried again, and nobody told again", tries, w.told)
 	}
 	w.opts.Datapath = w.kernel // opened at last

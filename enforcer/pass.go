@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kubepace/kubepace/bandwidth"
 	"github.com/kubepace/kubepace/enforcer/datapath"
 	"github.com/kubepace/kubepace/enforcer/device"
 	"github.com/kubepace/kubepace/enforcer/pods"
@@ -159,6 +160,10 @@ func (e *Enforcer) release(pod pods.Pod, p *podState) {
 
 // refuse gives every limited pod its verdict where nothing can be enforced at all.
 func (e *Enforcer) refuse(snapshot pods.Snapshot, why *NotOpenError) {
+	left := make(map[string]bandwidth.Rate, len(why.Left))
+	for _, s := range why.Left {
+		left[s.Pod.UID] = s.Rate
+	}
 	for _, pod := range snapshot.Pods {
 		p := e.pods[pod.UID]
 		if !pod.Limited() {
@@ -170,6 +175,9 @@ func (e *Enforcer) refuse(snapshot pods.Snapshot, why *NotOpenError) {
 			e.pods[pod.UID] = p
 		}
 		v := Verdict{Pod: pod.Pod, Origin: pod.Origin, Limit: pod.Rate, Code: codeOf(why), Reason: why.Error()}
+		if rate := left[pod.UID]; rate != 0 {
+			v.Reason += fmt.Sprintf("; the limit of %s that an earlier agent set stays in the kernel", rate)
+		}
 		if pod.HostNetwork {
 			v.Code, v.Reason = CodeHostNetwork, device.ErrHostNetwork.Error()
 		}

@@ -150,9 +150,12 @@ func openKernel(o *options, log logr.Logger) (*kernel, error) {
 		return nil, err
 	}
 	// Opened by the loop's first pass: where that fails, the agent stays, says so, and tries again.
-	k.datapath = &enforcer.Opening{Open: func() (*datapath.Datapath, error) {
-		return datapath.Open(datapath.Options{BPFFS: o.BPFFS, Log: log.WithName("datapath")})
-	}}
+	k.datapath = &enforcer.Opening{
+		Open: func() (*datapath.Datapath, error) {
+			return datapath.Open(datapath.Options{BPFFS: o.BPFFS, Log: log.WithName("datapath")})
+		},
+		Left: func() ([]datapath.State, error) { return datapath.Read(o.BPFFS) },
+	}
 	return k, nil
 }
 

@@ -182,6 +182,9 @@ func (a *Advertiser) step(ctx context.Context, now time.Time) error {
 
 // amount is what the node should advertise. It is not known before all of the node's pods are.
 func (a *Advertiser) amount() (int64, bool) {
+	if a.opts.Policy.kind == kindUnbounded {
+		return Unbounded, true // whatever is bound
+	}
 	snapshot := a.opts.Source.Snapshot()
 	if !snapshot.Complete {
 		return 0, false
