@@ -144,21 +144,29 @@ type entry struct {
 // list asks as an operator would.
 func (n *node) list() []entry {
 	n.t.Helper()
+	list, err := n.tryList()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return list
+}
+
+// tryList fails where what is in the kernel is another version's.
+func (n *node) tryList() (list []entry, err error) {
 	var out []byte
-	err := n.Node.Do(func() (err error) {
+	err = n.Node.Do(func() (err error) {
 		cmd := exec.Command(n.binary, append([]string{"list", "-o", "json", "--interval", "0"}, n.flags...)...)
 		cmd.Stderr = n.t.Output()
 		out, err = cmd.Output()
 		return err
 	})
 	if err != nil {
-		n.t.Fatalf("list: %v", err)
+		return nil, fmt.Errorf("list: %w", err)
 	}
-	var list []entry
 	if err := json.Unmarshal(out, &list); err != nil {
-		n.t.Fatalf("list printed %s: %v", out, err)
+		return nil, fmt.Errorf("list printed %s: %w", out, err)
 	}
-	return list
+	return list, nil
 }
 
 // await waits until `list` shows exactly these limits, as NAME=LIMIT.

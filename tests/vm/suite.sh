@@ -21,7 +21,8 @@ mode_of() {
 	esac
 }
 
-files=(--file bin/kubepace-enforcer)
+tests/datapath/next-version.sh bin/kubepace-enforcer-next
+files=(--file bin/kubepace-enforcer --file bin/kubepace-enforcer-next)
 for package in "${packages[@]}"; do
 	name=${package//\//-}.test
 	CGO_ENABLED=0 go test -c -o "$out/$name" "./$package"
@@ -53,7 +54,7 @@ boot() {
 	local kernel=$1 short=true
 	case ${FULL:-} in all | "$kernel") short=false ;; esac
 	tests/vm/run.sh --kernel "$kernel" --timeout 1500 --env CI=true --env "SHORT=$short" --env "KUBEPACE_EXPECT_MODE=$(mode_of "$kernel")" \
-		--env KUBEPACE_ENFORCER=/root/kubepace-enforcer --env KUBEPACE_REQUIRE_FQ=true "${files[@]}" --file "$out/all.sh" \
+		--env KUBEPACE_ENFORCER=/root/kubepace-enforcer --env KUBEPACE_ENFORCER_NEXT=/root/kubepace-enforcer-next --env KUBEPACE_REQUIRE_FQ=true "${files[@]}" --file "$out/all.sh" \
 		-- bash /root/all.sh 2> >(tee "$out/$kernel.err" >&2) >"$out/$kernel.log" &
 	local machine=$! status=0
 	tail -n +1 -F --pid=$machine "$out/$kernel.log" 2>/dev/null |
