@@ -205,6 +205,10 @@ func (d *Datapath) setDevice(e *entry, ifindex int) error {
 		return fmt.Errorf("write device %d: %w", ifindex, err)
 	}
 	a, err := d.makeFirst(ifindex, at)
+	if err != nil && !known {
+		// The device may be gone by now, and nobody would know of its entry.
+		return errors.Join(err, d.deleteDevice(ifindex))
+	}
 	if err != nil {
 		return err
 	}
@@ -231,10 +235,17 @@ func (d *Datapath) dropDevice(e *entry, ifindex int) error {
 	if err := detach(d.pins, ifindex, own); err != nil {
 		return err
 	}
+	if err := d.deleteDevice(ifindex); err != nil {
+		return err
+	}
+	delete(e.devices, ifindex)
+	return nil
+}
+
+func (d *Datapath) deleteDevice(ifindex int) error {
 	if err := d.objects.KubepaceDevices.Delete(uint32(ifindex)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("delete device %d: %w", ifindex, err)
 	}
-	delete(e.devices, ifindex)
 	return nil
 }
 

@@ -258,3 +258,36 @@ func TestSetRefuses(t *testing.T) {
 		}
 	}
 }
+
+// TestDeviceThatVanishes between its discovery and Set, as it does where pods live for seconds, leaves nothing behind.
+func TestDeviceThatVanishes(t *testing.T) {
+	bpffs := tempBPFFS(t)
+	inNamespace(t, func(t *testing.T) {
+		d := mustOpen(t, bpffs)
+		defer d.Close()
+		a := mustVeth(t, "a")
+		gone := Device{Index: a.Index + 1000}
+		limit := Limit{Pod: Pod{"team", "web", "uid-web"}, Devices: []Device{gone}, Rate: bandwidth.Megabit}
+		entries := func() int {
+			devices, err := readDevices(d.objects.KubepaceDevices)
+			if err != nil {
+				t.Errorf("list devices: %v", err)
+			}
+			return len(devices)
+		}
+		if err := d.Set(limit); err == nil {
+			t.Error("a device that does not exist was limited")
+		}
+		limit.Devices = []Device{a}
+		if err := d.Set(limit); err != nil || entries() != 1 {
+			t.Errorf("another device: %v, %d entries; want 1", err, entries())
+		}
+		limit.Devices = []Device{a, gone}
+		if err := d.Set(limit); err == nil {
+			t.Error("a device that does not exist was limited")
+		}
+		if err := d.Remove("uid-web"); err != nil || entries() != 0 {
+			t.Errorf("remove: %v, %d entries are left", err, entries())
+		}
+	})
+}
