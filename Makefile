@@ -69,6 +69,10 @@ bench-admission: go-there ## what admission costs through a real kube-apiserver,
 bench-datapath: root-here ## kubepace beside its peers in QEMU, tables into docs/benchmarks.md (about 50 minutes; QUICK=1: 4); needs root
 	tests/bench/run.sh $(if $(QUICK),--quick)
 
+.PHONY: bench-node
+bench-node: build root-here ## what the node agent costs: 250 pods, churn, pods at once; tables into docs/benchmarks-node.md (about 20 minutes; QUICK=1: 8); needs root
+	assets=$$(tests/kube/build.sh etcd kube-apiserver) && KUBEBUILDER_ASSETS=$$assets go run ./tests/bench/node $(if $(QUICK),--quick)
+
 .PHONY: fuzz
 fuzz: go-there ## every fuzz target for FUZZTIME (10s) each
 	tests/setup/fuzz.sh $(FUZZTIME)

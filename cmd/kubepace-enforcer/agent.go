@@ -26,6 +26,7 @@ import (
 
 // runAgent keeps limits until ctx ends, and leaves them in force.
 func runAgent(ctx context.Context, o *options, _, _ io.Writer) error {
+	spareMemory()
 	log, flush := setupLogging(o.level)
 	defer flush()
 	log.Info("starting", "version", version(), "node", o.NodeName, "bpffs", o.BPFFS)

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+)
+
+// Marks around the generated part of the documentation.
+const (
+	beginMark = "<!-- bench:node:begin -->"
+	endMark   = "<!-- bench:node:end -->"
+)
+
+// markdown is the generated part.
+func (r *Result) markdown() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "\nA %s run of `make bench-node` on %d processors, Linux %s, begun %s, took %.0f s; the machine's load before was %.1f.\n",
+		r.Plan.Mode, r.CPUs, r.Kernel, r.Started, r.Seconds, r.Load)
+	r.writeVerdicts(&b)
+	r.writeSteady(&b)
+	r.writeChurn(&b)
+	b.WriteString("\n")
+	return b.String()
+}
+
+func (r *Result) writeVerdicts(b *strings.Builder) {
+	fmt.Fprintf(b, "\n| %d limited pods on a node | measured | claim | verdict |\n|---|---|---|---|\n", r.Plan.Pods)
+	row := func(what string, value float64, unit string, claim float64) {
+		verdict := "met"
+		if value > claim {
+			verdict = "**not met**"
+		}
+		fmt.Fprintf(b, "| %s | %s %s | ≤ %s %s | %s |\n", what, number(value), unit, number(claim), unit, verdict)
+	}
+	for _, s := range r.Steady {
+		row("memory, pods from "+s.from(), mib(s.Memory.Resident), "MiB", mib(claimMemory))
+		row("at rest, pods from "+s.from(), s.IdleCPU, "% of one processor", claimIdle)
+		row("restart to all adopted, slowest, pods from "+s.from(), slices.Max(s.RestartMs)/1000, "s", claimRestart.Seconds())
+	}
+	if r.Burst != nil {
+		row(fmt.Sprintf("CNI ADD to enforced, %d pods at once, p99", r.Burst.Pods), r.Burst.EnforceMs[2], "ms", ms(claimEnforce))
+	}
+	if c := r.Churn; c != nil {
+		fmt.Fprintf(b, "| %d pods/s for %.0f s: what is held more than before | %s | nothing | %s |\n", r.Plan.PerSecond, c.Seconds,
+			orNothing(c.Leaks), map[bool]string{true: "met", false: "**not met**"}[len(c.Leaks) == 0])
+	}
+}
+
+func (s *Steady) from() string {
+	if s.Source == "folder" {
+		return "a folder"
+	}
+	return "the API server"
+}
+
+func orNothing(list []string) string {
+	if len(list) == 0 {
+		return "nothing"
+	}
+	return strings.Join(list, ", ")
+}
+
+// number has as many digits as tell something.
+func number(v float64) string {
+	switch {
+	case v >= 100:
+		return fmt.Sprintf("%.0f", v)
+	case v >= 10:
+		return fmt.Sprintf("%.1f", v)
+	}
+	return strings.TrimRight(strings.TrimRight(fmt.Sprintf("%.2f", v), "0"), ".")
+}
+
+func (r *Result) writeSteady(b *strings.Builder) {
+	if len(r.Steady) == 0 {
+		return
+	}
+	b.WriteString("\n| pods from | resident, of it anonymous; peak; Go heap, MiB | at rest, % of one processor | first start, s | restart to all adopted: median, slowest, s | processor time of a restart, s | threads, goroutines, fds |\n|---|---|---|---|---|---|---|\n")
+	for _, s := range r.Steady {
+		m := s.Memory
+		fmt.Fprintf(b, "| %s | %.1f, %.1f; %.1f; %.1f | %.3f over %.0f s | %.2f | %.2f, %.2f | %.2f | %.0f, %.0f, %d |\n", s.from(),
+			mib(m.Resident), mib(m.Own), mib(m.Peak), mib(m.Heap), s.IdleCPU, s.IdleFor, s.ColdMs/1000,
+			quantile(s.RestartMs, 0.5)/1000, slices.Max(s.RestartMs)/1000, s.StartCPUMs/1000, s.Threads, s.Goroutines, s.FDs)
+	}
+}
+
+func (r *Result) writeChurn(b *strings.Builder) {
+	c := r.Churn
+	if c == nil {
+		return
+	}
+	if r.Burst != nil {
+		q := r.Burst.EnforceMs
+		fmt.Fprintf(b, "\n%d pods that start at once beside those: from the end of CNI ADD to the limit in force p50 %.0f ms, p90 %.0f, p99 %.0f, worst %.0f; %d ended without. The same machine makes the pods' networks meanwhile.\n",
+			r.Burst.Pods, q[0], q[1], q[2], q[3], r.Burst.Unenforced)
+	}
+	fmt.Fprintf(b, "\n%d pods came and went in %.0f s beside %d that stayed, each for %v. The agent used %.1f %% of one processor. From the end of CNI ADD to the limit in force: p50 %.0f ms, p90 %.0f, p99 %.0f, worst %.0f; %d ended without.\n",
+		c.Pods, c.Seconds, c.Standing, r.Plan.Lifetime, c.CPU, c.EnforceMs[0], c.EnforceMs[1], c.EnforceMs[2], c.EnforceMs[3], c.Unenforced)
+	b.WriteString("\n| held by the agent | before | after |\n|---|---|---|\n")
+	row := func(what string, before, after any) { fmt.Fprintf(b, "| %s | %v | %v |\n", what, before, after) }
+	row("pins", c.Before.Pins, c.After.Pins)
+	row("tcx links", c.Before.Links, c.After.Links)
+	for _, name := range slices.Sorted(maps.Keys(c.After.Entries)) {
+		row("entries of "+name, c.Before.Entries[name], c.After.Entries[name])
+	}
+	row("file descriptors", c.Before.FDs, c.After.FDs)
+	row("goroutines", c.Before.Goroutines, c.After.Goroutines)
+	row("Go heap in use, MiB", number(mib(c.Before.Memory.Heap)), number(mib(c.After.Memory.Heap)))
+	row("resident, MiB", number(mib(c.Before.Memory.Resident)), number(mib(c.After.Memory.Resident)))
+	row("BPF maps, programs on the whole machine", fmt.Sprintf("%d, %d", c.Before.Maps, c.Before.Programs), fmt.Sprintf("%d, %d", c.After.Maps, c.After.Programs))
+	fmt.Fprintf(b, "\nResident over the time, MiB: %s.\n", strings.Trim(fmt.Sprint(c.Resident), "[]"))
+}
+
+// replaceSection writes between the marks of the file.
+func replaceSection(file, section string) error {
+	content, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	before, rest, ok := strings.Cut(string(content), beginMark)
+	_, after, ok2 := strings.Cut(rest, endMark)
+	if !ok || !ok2 {
+		return fmt.Errorf("%s lacks %s or %s", file, beginMark, endMark)
+	}
+	return os.WriteFile(file, []byte(before+beginMark+"\n"+section+endMark+after), 0o644)
+}

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import "time"
+
+// plan says how much is measured.
+type plan struct {
+	Mode     string        `json:"mode"`
+	Pods     int           `json:"limited_pods"`
+	Idle     time.Duration `json:"idle_ns"`   // at rest, at least two resyncs long
+	Settle   time.Duration `json:"settle_ns"` // before it, and after the churn
+	Restarts int           `json:"restarts"`
+
+	Churn     time.Duration `json:"churn_ns"`
+	PerSecond int           `json:"churn_pods_per_second"`
+	Lifetime  time.Duration `json:"churn_pod_lifetime_ns"`
+
+	Burst int `json:"pods_at_once"`
+
+	Nodes       int           `json:"cluster_nodes"`
+	PodsPerNode int           `json:"cluster_pods_per_node"`
+	ClusterIdle time.Duration `json:"cluster_idle_ns"`
+	Roll        int           `json:"rolling_change_pods"`
+	RollPerSec  int           `json:"rolling_change_pods_per_second"`
+}
+
+var (
+	full = plan{
+		Mode: "full", Pods: 250, Idle: 120 * time.Second, Settle: 35 * time.Second, Restarts: 7,
+		Churn: 5 * time.Minute, PerSecond: 10, Lifetime: 5 * time.Second, Burst: 100,
+		Nodes: 1000, PodsPerNode: 30, ClusterIdle: 2 * time.Minute, Roll: 3000, RollPerSec: 50,
+	}
+	brief = plan{
+		Mode: "quick", Pods: 250, Idle: 60 * time.Second, Settle: 5 * time.Second, Restarts: 3,
+		Churn: time.Minute, PerSecond: 10, Lifetime: 5 * time.Second, Burst: 100,
+		Nodes: 100, PodsPerNode: 30, ClusterIdle: 30 * time.Second, Roll: 600, RollPerSec: 50,
+	}
+)
+
+// Claims, as issue and documentation state them.
+const (
+	claimMemory  = 40 << 20              // bytes resident
+	claimIdle    = 0.2                   // percent of one processor
+	claimRestart = 2 * time.Second       // from start to all adopted
+	claimEnforce = 50 * time.Millisecond // p99
+)
