@@ -68,7 +68,7 @@ func forward(t *testing.T, in *netlab.Namespace, server string) {
 		listener, err = net.Listen("tcp", u.Host)
 		return err
 	}))
-	t.Cleanup(func() { listener.Close() }) //nolint:errcheck // only a socket
+	t.Cleanup(func() { listener.Close() })
 	go func() {
 		for {
 			near, err := listener.Accept()
