@@ -41,7 +41,7 @@ test-unit: go-there ## packages by themselves, in seconds; no root needed
 	$(gotest) $(unit_packages)
 
 .PHONY: test-admission
-test-admission: go-there ## the webhook against a real kube-apiserver and etcd (built on first use: about 10 minutes)
+test-admission: go-there ## the webhook, and the agent's side of the API, against a real kube-apiserver and etcd (built on first use: about 10 minutes); one test needs root
 	assets=$$(tests/kube/build.sh etcd kube-apiserver kubectl kube-controller-manager) && KUBEBUILDER_ASSETS=$$assets $(gotest) -count=1 ./tests/admission/...
 
 .PHONY: test-datapath
