@@ -22,7 +22,7 @@ type Bindings struct {
 }
 
 // Mutate drops our annotations from a Binding.
-func (b *Bindings) Mutate(ctx context.Context, req admission.Request) (admission.Response, error) {
+func (b *Bindings) Mutate(ctx context.Context, req *request[object]) (admission.Response, error) {
 	o, mode, err := b.subject(ctx, req)
 	if err != nil || o == nil {
 		return untouched(), err
@@ -49,7 +49,7 @@ func (b *Bindings) Mutate(ctx context.Context, req admission.Request) (admission
 }
 
 // Validate refuses a Binding that still carries our annotations.
-func (b *Bindings) Validate(ctx context.Context, req admission.Request) (admission.Response, error) {
+func (b *Bindings) Validate(ctx context.Context, req *request[object]) (admission.Response, error) {
 	o, mode, err := b.subject(ctx, req)
 	if err != nil || o == nil || mode != bandwidth.ModeEnforce {
 		return untouched(), err
@@ -61,12 +61,12 @@ func (b *Bindings) Validate(ctx context.Context, req admission.Request) (admissi
 				"a binding cannot set it; annotate the pod"))
 		}
 	}
-	return refused(req, "Binding", violations), nil
+	return refused(req.Name, "Binding", violations), nil
 }
 
 // subject is nil where the Binding carries none of our annotations or the namespace's mode is off.
-func (b *Bindings) subject(ctx context.Context, req admission.Request) (*object, string, error) {
-	o, err := decode(req.Object.Raw)
+func (b *Bindings) subject(ctx context.Context, req *request[object]) (*object, string, error) {
+	o, _, err := req.objects()
 	if err != nil || !o.carriesLimit() {
 		return nil, "", err
 	}

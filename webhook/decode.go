@@ -4,11 +4,8 @@ package webhook
 
 import (
 	"bytes"
-	"errors"
-	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
-	kjson "sigs.k8s.io/json"
 
 	"github.com/kubepace/kubepace/bandwidth"
 	"github.com/kubepace/kubepace/webhook/policy"
@@ -58,18 +55,6 @@ func (a *amounts) text() string {
 		return ""
 	}
 	return string(*a.Egress)
-}
-
-// decode reads an object as the API server encodes it: field names match in their exact case only.
-func decode(raw []byte) (*object, error) {
-	if len(raw) == 0 {
-		return nil, errors.New("decode object: the review holds none")
-	}
-	var o object
-	if err := kjson.UnmarshalCaseSensitivePreserveInts(raw, &o); err != nil {
-		return nil, fmt.Errorf("decode object: %w", err)
-	}
-	return &o, nil
 }
 
 // pod gives what the policy judges.

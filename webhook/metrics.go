@@ -4,7 +4,6 @@ package webhook
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
-	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"github.com/kubepace/kubepace/bandwidth"
 	"github.com/kubepace/kubepace/webhook/policy"
@@ -48,14 +47,14 @@ func NewMetrics(registry prometheus.Registerer) (*Metrics, error) {
 }
 
 // count is a no-op on nil. A request that the client sends as a dry run leaves no pod behind, so it does not count.
-func (m *Metrics) count(req admission.Request, half string, d policy.Decision) {
-	if m == nil || (req.DryRun != nil && *req.DryRun) {
+func (m *Metrics) count(dryRun bool, namespace, half string, d policy.Decision) {
+	if m == nil || dryRun {
 		return
 	}
 	m.decisions.WithLabelValues(half, string(d.Reason), d.Mode).Inc()
 	if half == halfMutate && len(d.Changes) > 0 && d.Source == bandwidth.SourceCapped {
 		if asked, err := bandwidth.Parse(d.Requested); err == nil {
-			m.capped.WithLabelValues(req.Namespace).Add(float64(asked - d.Limit))
+			m.capped.WithLabelValues(namespace).Add(float64(asked - d.Limit))
 		}
 	}
 }

@@ -4,9 +4,7 @@ package webhook
 
 import (
 	"context"
-	"fmt"
 
-	admissionv1 "k8s.io/api/admission/v1"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"github.com/kubepace/kubepace/webhook/policy"
@@ -22,45 +20,31 @@ type Pods struct {
 	Metrics *Metrics
 }
 
-// subject decodes the pod under review, and what it had before where it exists already. The object is nil where the
+// subject is the pod under review, and what it had before where it exists already. The object is nil where the
 // request cannot matter: a pod on its way out, or an update that leaves our annotations alone. matchConditions keep such
 // calls away; they are not relied upon.
-func subject(req admission.Request) (*object, *policy.Standing, error) {
-	o, err := decode(req.Object.Raw)
-	if err != nil {
+func subject(req *request[object]) (*object, *policy.Standing, error) {
+	o, old, err := req.objects()
+	switch {
+	case err != nil, o.Metadata.DeletionTimestamp != nil:
 		return nil, nil, err
-	}
-	if o.Metadata.DeletionTimestamp != nil {
-		return nil, nil, nil
-	}
-	if req.Operation != admissionv1.Update {
+	case old == nil:
 		return o, nil, nil
-	}
-	old, err := decode(req.OldObject.Raw)
-	if err != nil {
-		return nil, nil, fmt.Errorf("old object: %w", err)
-	}
-	if o.sameLimit(old) && !o.marked(old) {
+	case o.sameLimit(old) && !o.marked(old):
 		return nil, nil, nil
+	default:
+		return o, old.standing(), nil
 	}
-	return o, old.standing(), nil
 }
 
 // asksAnew reports whether an update leaves the limit alone and changes the re-stamping mark.
-func asksAnew(req admission.Request) bool {
-	if req.Operation != admissionv1.Update {
-		return false
-	}
-	o, err := decode(req.Object.Raw)
-	if err != nil {
-		return false
-	}
-	old, err := decode(req.OldObject.Raw)
-	return err == nil && o.sameLimit(old) && o.marked(old)
+func asksAnew(req *request[object]) bool {
+	o, old, err := req.objects()
+	return err == nil && old != nil && o.sameLimit(old) && o.marked(old)
 }
 
 // resolve finds the policy of the request's namespace.
-func (p *Pods) resolve(ctx context.Context, req admission.Request) (policy.Policy, error) {
+func (p *Pods) resolve(ctx context.Context, req *request[object]) (policy.Policy, error) {
 	ns, err := p.Namespaces.Settings(ctx, req.Namespace)
 	if err != nil {
 		return policy.Policy{}, err
@@ -70,7 +54,7 @@ func (p *Pods) resolve(ctx context.Context, req admission.Request) (policy.Polic
 
 // Mutate writes the limit into a pod, or refuses it with every violation at once. An update that changes nothing but the
 // re-stamping mark asks for what a new pod would get: only here, where the same request writes the limit.
-func (p *Pods) Mutate(ctx context.Context, req admission.Request) (admission.Response, error) {
+func (p *Pods) Mutate(ctx context.Context, req *request[object]) (admission.Response, error) {
 	if asksAnew(req) {
 		return p.judge(ctx, req, halfMutate, policy.Policy.Redecide)
 	}
@@ -78,11 +62,11 @@ func (p *Pods) Mutate(ctx context.Context, req admission.Request) (admission.Res
 }
 
 // Validate checks the finished pod, whoever changed it after Mutate.
-func (p *Pods) Validate(ctx context.Context, req admission.Request) (admission.Response, error) {
+func (p *Pods) Validate(ctx context.Context, req *request[object]) (admission.Response, error) {
 	return p.judge(ctx, req, halfValidate, policy.Policy.Check)
 }
 
-func (p *Pods) judge(ctx context.Context, req admission.Request, half string,
+func (p *Pods) judge(ctx context.Context, req *request[object], half string,
 	verdict func(policy.Policy, policy.Pod) policy.Decision,
 ) (admission.Response, error) {
 	o, standing, err := subject(req)
@@ -99,6 +83,6 @@ func (p *Pods) judge(ctx context.Context, req admission.Request, half string,
 	pod := o.pod()
 	pod.Standing = standing
 	d := verdict(pol, pod)
-	p.Metrics.count(req, half, d)
-	return respond(req, o, d), nil
+	p.Metrics.count(req.DryRun, req.Namespace, half, d)
+	return respond(req.Name, o, d), nil
 }

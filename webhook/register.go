@@ -32,7 +32,7 @@ type Options struct {
 func Register(server Server, o Options) {
 	pods := &Pods{Cluster: o.Cluster, Namespaces: o.Namespaces, Metrics: o.Metrics}
 	bindings := &Bindings{Namespaces: o.Namespaces}
-	for path, judge := range map[string]verdictFunc{
+	for path, judge := range map[string]verdictFunc[object]{
 		PathMutatePods:       pods.Mutate,
 		PathMutateBindings:   bindings.Mutate,
 		PathValidatePods:     pods.Validate,

@@ -29,10 +29,10 @@ func untouched() admission.Response {
 }
 
 // respond turns a decision on a pod into a response.
-func respond(req admission.Request, o *object, d policy.Decision) admission.Response {
+func respond(name string, o *object, d policy.Decision) admission.Response {
 	r := untouched()
 	if d.Denied() {
-		r = refused(req, "Pod", d.Violations)
+		r = refused(name, "Pod", d.Violations)
 	}
 	r.Patches = append(patchFor(o.Metadata.Annotations, d.Changes), patchContainers(o, d.Containers)...)
 	r.Warnings = d.Warnings
@@ -42,8 +42,8 @@ func respond(req admission.Request, o *object, d policy.Decision) admission.Resp
 
 // refused is the answer that the API server's own validation gives, so that kubectl prints it alike: 422 with a cause
 // for each violation.
-func refused(req admission.Request, kind string, violations field.ErrorList) admission.Response {
-	details := &metav1.StatusDetails{Name: req.Name, Kind: kind}
+func refused(name, kind string, violations field.ErrorList) admission.Response {
+	details := &metav1.StatusDetails{Name: name, Kind: kind}
 	for _, v := range violations {
 		details.Causes = append(details.Causes, metav1.StatusCause{
 			Type: metav1.CauseType(v.Type), Message: v.ErrorBody(), Field: v.Field,

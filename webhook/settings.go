@@ -5,15 +5,14 @@ package webhook
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"strings"
 
-	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
-	kjson "sigs.k8s.io/json"
 
 	"github.com/kubepace/kubepace/bandwidth"
 	"github.com/kubepace/kubepace/webhook/policy"
@@ -45,13 +44,13 @@ const (
 
 // RegisterSettings puts the endpoints of what policy teams set, and of workloads, on the server.
 func RegisterSettings(server Server, s *Settings, w *Workloads, metrics *Metrics) {
-	for path, judge := range map[string]verdictFunc{
-		PathValidateNamespaces:  s.Namespace,
-		PathValidateLimitRanges: s.LimitRange,
-		PathValidateQuotas:      s.Quota,
-		PathWarnWorkloads:       w.Warn,
+	for path, handler := range map[string]http.Handler{
+		PathValidateNamespaces:  newEndpoint(PathValidateNamespaces, s.Namespace, metrics),
+		PathValidateLimitRanges: newEndpoint(PathValidateLimitRanges, s.LimitRange, metrics),
+		PathValidateQuotas:      newEndpoint(PathValidateQuotas, s.Quota, metrics),
+		PathWarnWorkloads:       newEndpoint(PathWarnWorkloads, w.Warn, metrics),
 	} {
-		server.Register(path, newEndpoint(path, judge, metrics))
+		server.Register(path, handler)
 	}
 }
 
@@ -67,26 +66,21 @@ func (f *findings) warn(format string, args ...any) {
 	f.warnings = append(f.warnings, fmt.Sprintf(format, args...))
 }
 
-func (f *findings) respond(req admission.Request, kind string) admission.Response {
+func (f *findings) respond(name, kind string) admission.Response {
 	r := untouched()
 	if len(f.violations) > 0 {
-		r = refused(req, kind, f.violations)
+		r = refused(name, kind, f.violations)
 	}
 	r.Warnings = f.warnings
 	return r
 }
 
-// decodeAs reads an object whole; settings are small and rare.
-func decodeAs[T any](req admission.Request) (now, before T, err error) {
-	if err := kjson.UnmarshalCaseSensitivePreserveInts(req.Object.Raw, &now); err != nil {
-		return now, before, fmt.Errorf("decode %s: %w", req.Kind.Kind, err)
+// settingsOf are a request's objects; what is created was empty before.
+func settingsOf[T any](req *request[T]) (now, before *T, err error) {
+	if now, before, err = req.objects(); before == nil {
+		before = new(T)
 	}
-	if req.Operation == admissionv1.Update {
-		if err := kjson.UnmarshalCaseSensitivePreserveInts(req.OldObject.Raw, &before); err != nil {
-			return now, before, fmt.Errorf("decode old %s: %w", req.Kind.Kind, err)
-		}
-	}
-	return now, before, nil
+	return now, before, err
 }
 
 // labels are the namespace's as they are now. A namespace that is gone has none.
@@ -134,8 +128,8 @@ func modeOf(labels map[string]string) string {
 }
 
 // Namespace checks a Namespace's labels, whichever subresource they come through.
-func (s *Settings) Namespace(ctx context.Context, req admission.Request) (admission.Response, error) {
-	now, before, err := decodeAs[metav1.PartialObjectMetadata](req)
+func (s *Settings) Namespace(ctx context.Context, req *request[metav1.PartialObjectMetadata]) (admission.Response, error) {
+	now, before, err := settingsOf(req)
 	if err != nil {
 		return admission.Response{}, err
 	}
@@ -163,16 +157,16 @@ func (s *Settings) Namespace(ctx context.Context, req admission.Request) (admiss
 	if !governed {
 		f.warn("namespace %q is exempt from egress limits: labels %s* have no effect in it", now.Name, bandwidth.Prefix)
 	}
-	return f.respond(req, "Namespace"), nil
+	return f.respond(req.Name, "Namespace"), nil
 }
 
 // LimitRange checks the entries that name our resource.
-func (s *Settings) LimitRange(ctx context.Context, req admission.Request) (admission.Response, error) {
-	now, before, err := decodeAs[corev1.LimitRange](req)
+func (s *Settings) LimitRange(ctx context.Context, req *request[corev1.LimitRange]) (admission.Response, error) {
+	now, before, err := settingsOf(req)
 	if err != nil {
 		return admission.Response{}, err
 	}
-	fresh := newEntries(limitEntries(&now), limitEntries(&before))
+	fresh := newEntries(limitEntries(now), limitEntries(before))
 	if !anyFresh(fresh) || now.DeletionTimestamp != nil {
 		return untouched(), nil
 	}
@@ -187,10 +181,10 @@ func (s *Settings) LimitRange(ctx context.Context, req admission.Request) (admis
 		return admission.Response{}, err
 	}
 	contradictions(f, own, rates(flagRates(s.Cluster), labelRates(req.Namespace, labels, nil), rangeRates(ranges)))
-	if err := s.checkBinding(ctx, f, req.Namespace, labels, &now, bindsPods(&before) || len(ranges) > 0); err != nil {
+	if err := s.checkBinding(ctx, f, req.Namespace, labels, now, bindsPods(before) || len(ranges) > 0); err != nil {
 		return admission.Response{}, err
 	}
-	return f.respond(req, "LimitRange"), nil
+	return f.respond(req.Name, "LimitRange"), nil
 }
 
 // checkBinding refuses a LimitRange where the API server would hold it against pods that admission does not complete.
@@ -257,13 +251,13 @@ func carriesResource(spec *corev1.PodSpec) bool {
 }
 
 // Quota checks the keys of a ResourceQuota that are meant for us.
-func (s *Settings) Quota(ctx context.Context, req admission.Request) (admission.Response, error) {
-	now, before, err := decodeAs[corev1.ResourceQuota](req)
+func (s *Settings) Quota(ctx context.Context, req *request[corev1.ResourceQuota]) (admission.Response, error) {
+	now, before, err := settingsOf(req)
 	if err != nil {
 		return admission.Response{}, err
 	}
 	f := &findings{}
-	if !checkQuota(f, &now, &before) || now.DeletionTimestamp != nil {
+	if !checkQuota(f, now, before) || now.DeletionTimestamp != nil {
 		return untouched(), nil
 	}
 	labels, err := s.labels(ctx, req.Namespace)
@@ -280,7 +274,7 @@ func (s *Settings) Quota(ctx context.Context, req admission.Request) (admission.
 	} else if m != bandwidth.ModeEnforce {
 		f.warn("%s counts nothing while the namespace's mode is %q (label %s)", hardPath.Key(bandwidth.QuotaKey), m, bandwidth.LabelMode)
 	}
-	return f.respond(req, "ResourceQuota"), nil
+	return f.respond(req.Name, "ResourceQuota"), nil
 }
 
 // listed joins the first few of many names.

@@ -212,7 +212,7 @@ func TestFailuresAreLeftToFailurePolicy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	panics := newEndpoint("/panics", func(context.Context, admission.Request) (admission.Response, error) {
+	panics := newEndpoint("/panics", func(context.Context, *request[object]) (admission.Response, error) {
 		panic("boom")
 	}, metrics)
 	handlers := newMux(metrics)
@@ -224,9 +224,9 @@ func TestFailuresAreLeftToFailurePolicy(t *testing.T) {
 	}{
 		{"namespace cannot be read", handlers[PathMutatePods], review("CREATE", "gone", pod(""), ""), "connection refused"},
 		{"namespace cannot be read, binding", handlers[PathValidateBindings], review("CREATE", "gone", binding, ""), "connection refused"},
-		{"object of another shape", handlers[PathMutatePods], review("CREATE", "team", `{"metadata":[1]}`, ""), "decode object"},
-		{"no object", handlers[PathValidatePods], review("CREATE", "team", "null", ""), "holds none"},
-		{"no old object", handlers[PathValidatePods], review("UPDATE", "team", pod(""), ""), "old object"},
+		{"object of another shape", handlers[PathMutatePods], review("CREATE", "team", `{"metadata":[1]}`, ""), "decode review"},
+		{"no object", handlers[PathValidatePods], review("CREATE", "team", "null", ""), "holds no object"},
+		{"no old object", handlers[PathValidatePods], review("UPDATE", "team", pod(""), ""), "holds no old object"},
 		{"panic", panics, review("CREATE", "team", pod(""), ""), "panic: boom"},
 	}
 	for _, tt := range tests {

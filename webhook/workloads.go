@@ -6,9 +6,7 @@ import (
 	"context"
 	"fmt"
 
-	admissionv1 "k8s.io/api/admission/v1"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
-	kjson "sigs.k8s.io/json"
 
 	"github.com/kubepace/kubepace/webhook/policy"
 )
@@ -43,28 +41,18 @@ func (w *workload) template() (*object, string) {
 	return w.Spec.Template, "spec.template"
 }
 
-// templateOf decodes a workload as far as needed.
-func templateOf(raw []byte) (*object, string, error) {
-	var w workload
-	if err := kjson.UnmarshalCaseSensitivePreserveInts(raw, &w); err != nil {
-		return nil, "", fmt.Errorf("decode workload: %w", err)
-	}
-	o, path := w.template()
-	return o, path, nil
-}
-
 // Warn is the verdict on a workload: always admitted, with warnings.
-func (w *Workloads) Warn(ctx context.Context, req admission.Request) (admission.Response, error) {
-	template, path, err := templateOf(req.Object.Raw)
-	if err != nil || template == nil {
+func (w *Workloads) Warn(ctx context.Context, req *request[workload]) (admission.Response, error) {
+	now, before, err := req.objects()
+	if err != nil {
 		return untouched(), err
 	}
-	if req.Operation == admissionv1.Update {
-		old, _, err := templateOf(req.OldObject.Raw)
-		if err != nil {
-			return admission.Response{}, err
-		}
-		if old != nil && template.sameLimit(old) && template.Spec.HostNetwork == old.Spec.HostNetwork {
+	template, path := now.template()
+	if template == nil {
+		return untouched(), nil
+	}
+	if before != nil {
+		if old, _ := before.template(); old != nil && template.sameLimit(old) && template.Spec.HostNetwork == old.Spec.HostNetwork {
 			return untouched(), nil
 		}
 	}
