@@ -301,6 +301,11 @@ func pod(name string, annotations ...string) *corev1.Pod {
 	return p
 }
 
+// generated is metadata with a name that the API server makes up, and these annotations.
+func generated(annotations ...string) metav1.ObjectMeta {
+	return metav1.ObjectMeta{GenerateName: "p-", Annotations: pairs(annotations)}
+}
+
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); !ok(); time.Sleep(50 * time.Millisecond) {

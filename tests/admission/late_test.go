@@ -3,73 +3,25 @@
 package admission
 
 import (
-	"context"
-	"encoding/json"
-	"encoding/pem"
-	"io"
-	"log"
-	"net/http"
-	"net/http/httptest"
 	"testing"
 
-	admissionapi "k8s.io/api/admission/v1"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/kubepace/kubepace/bandwidth"
+	"github.com/kubepace/kubepace/tests/admission/lab"
 )
 
-// lateMark is the annotation that the late webhook leaves beside its change.
-const lateMark = "late"
-
-// lateWebhook installs a mutating webhook behind ours that applies the patch and leaves its mark: once per
-// pod, or each time that it is called.
+// lateWebhook installs one of somebody else's behind ours.
 func lateWebhook(t *testing.T, namespace, patch string, stubborn bool) {
 	t.Helper()
-	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		var review admissionapi.AdmissionReview
-		var p corev1.Pod
-		err := json.NewDecoder(r.Body).Decode(&review)
-		if err == nil {
-			err = json.Unmarshal(review.Request.Object.Raw, &p)
-		}
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
-			return
-		}
-		review.Response = &admissionapi.AdmissionResponse{UID: review.Request.UID, Allowed: true}
-		if _, again := p.Annotations[lateMark]; stubborn || !again {
-			kind := admissionapi.PatchTypeJSONPatch
-			mark := `{"op":"add","path":"/metadata/annotations/` + lateMark + `","value":"1"}`
-			review.Response.Patch, review.Response.PatchType = []byte("["+mark+","+patch+"]"), &kind
-		}
-		_ = json.NewEncoder(w).Encode(review)
-	}))
-	server.Config.ErrorLog = log.New(io.Discard, "", 0)
-	server.StartTLS()
-	t.Cleanup(server.Close)
-	none, ifNeeded := admissionv1.SideEffectClassNone, admissionv1.IfNeededReinvocationPolicy
-	config := &admissionv1.MutatingWebhookConfiguration{
-		ObjectMeta: metav1.ObjectMeta{Name: "zz-" + namespace},
-		Webhooks: []admissionv1.MutatingWebhook{{
-			Name: "late.tests.kubepace.dev", SideEffects: &none, AdmissionReviewVersions: []string{"v1"}, ReinvocationPolicy: &ifNeeded,
-			ClientConfig: admissionv1.WebhookClientConfig{
-				URL:      &server.URL,
-				CABundle: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}),
-			},
-			NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{corev1.LabelMetadataName: namespace}},
-			Rules: []admissionv1.RuleWithOperations{{
-				Operations: []admissionv1.OperationType{admissionv1.Create},
-				Rule:       admissionv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"pods"}},
-			}},
-		}},
-	}
-	if err := shared.client.Create(t.Context(), config); err != nil {
+	stop, err := lab.Late{Namespace: namespace, Patch: patch, Stubborn: stubborn}.Start(t.Context(), shared.client)
+	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = shared.client.Delete(context.Background(), config) })
+	t.Cleanup(stop)
 }
 
 // createDry creates a pod as a dry run, again and again until the late webhook has had its hands on it.
@@ -77,7 +29,7 @@ func createDry(t *testing.T, namespace string, p *corev1.Pod) (got *corev1.Pod, 
 	t.Helper()
 	eventually(t, "the late webhook", func() bool {
 		got, err = shared.as(t, "").CoreV1().Pods(namespace).Create(t.Context(), p, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
-		return err != nil || got.Annotations[lateMark] != ""
+		return err != nil || got.Annotations[lab.LateMark] != ""
 	})
 	return got, err
 }

@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
-	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -89,14 +88,25 @@ func TestLeastPrivilege(t *testing.T) {
 	}
 }
 
+func namespaced(namespace string, p *corev1.Pod) *corev1.Pod {
+	p.Namespace = namespace
+	return p
+}
+
 func TestMetrics(t *testing.T) {
 	c := needCluster(t)
-	mustCreate(t, c.namespace(t, bandwidth.LabelMax, "50M"), pod("p", egress, "1G"))
-	code, body := get(fmt.Sprintf("http://127.0.0.1:%d/metrics", c.webhook.metrics))
+	ns := c.namespace(t, bandwidth.LabelMax, "50M")
+	mustCreate(t, ns, pod("p", egress, "1G"))
+	// A client's dry run leaves no pod behind, and does not count.
+	if err := client.NewDryRunClient(c.client).Create(t.Context(), namespaced(ns, pod("dry", egress, "1G"))); err != nil {
+		t.Fatal(err)
+	}
+	code, body := c.webhook.scrape()
 	for _, want := range []string{
 		`kubepace_admission_decisions_total{half="mutate",mode="enforce",reason="capped"}`,
 		`kubepace_admission_decisions_total{half="validate",mode="enforce",reason="capped"}`,
 		`controller_runtime_webhook_latency_seconds_bucket{webhook="/mutate/pods"`,
+		`kubepace_admission_capped_bits_per_second_total{namespace="` + ns + `"} 9.5e+08`,
 	} {
 		if code != http.StatusOK || !strings.Contains(body, want) {
 			t.Errorf("status %d, no %s", code, want)

@@ -79,6 +79,11 @@ func (p *process) readyz() (int, string) {
 	return get(fmt.Sprintf("http://127.0.0.1:%d/readyz?verbose", p.health))
 }
 
+// scrape is the text of /metrics.
+func (p *process) scrape() (int, string) {
+	return get(fmt.Sprintf("http://127.0.0.1:%d/metrics", p.metrics))
+}
+
 func (p *process) signal(s syscall.Signal) error { return p.cmd.Process.Signal(s) }
 
 // wait returns how the process ended.

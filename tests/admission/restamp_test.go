@@ -273,7 +273,7 @@ func TestRestampMetrics(t *testing.T) {
 	relabel(t, ns, `{"`+bandwidth.LabelMax+`":"20M"}`)
 	becomes(t, ns, "p", egress, "20M", requested, "1G", source, "capped")
 	eventually(t, "the metric", func() bool {
-		_, body := get(fmt.Sprintf("http://127.0.0.1:%d/metrics", c.webhook.metrics))
+		_, body := c.webhook.scrape()
 		return strings.Contains(body, `kubepace_restamp_pods_total{outcome="lowered"}`)
 	})
 }

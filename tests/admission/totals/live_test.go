@@ -3,6 +3,8 @@
 package totals
 
 import (
+	"slices"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -11,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kubepace/kubepace/bandwidth"
+	"github.com/kubepace/kubepace/tests/admission/lab"
 )
 
 // annotate sets the limit of a pod that exists; "" takes it away. Status goes by pods/status.
@@ -64,26 +67,29 @@ func TestLivePods(t *testing.T) {
 	}
 	eventually(t, "the quota to count both", func() bool { return s.used(t, q) == "20M" })
 	requireRefused(t, s.Client.Create(t.Context(), pod(ns, "more", egress, "11M")), "exceeded quota", "requests.kubepace.io/egress-bandwidth=11M", "limited: requests.kubepace.io/egress-bandwidth=30M")
-	s.requireUncountedEvent(t, ns)
+	s.requireUncounted(t, ns)
 	requireRefused(t, s.Client.Create(t.Context(), pod(ns, "unlimited")), `needs an egress limit, because ResourceQuota "egress" counts it`)
 	t.Run("resize", func(t *testing.T) { s.resize(t, ns) })
 }
 
-// requireUncountedEvent waits for the event that names the pod which is older than the quota.
-func (s *service) requireUncountedEvent(t *testing.T, namespace string) {
+// requireUncounted waits for the event that names the pod which is older than the quota, and for the metrics.
+func (s *service) requireUncounted(t *testing.T, namespace string) {
 	t.Helper()
 	eventually(t, "an event about the uncounted pod", func() bool {
 		list := &corev1.EventList{}
 		if err := s.Client.List(t.Context(), list, client.InNamespace(namespace)); err != nil {
 			return false
 		}
-		for i := range list.Items {
-			if list.Items[i].Reason == "EgressUncounted" {
-				t.Log(list.Items[i].Message)
-				return true
-			}
-		}
-		return false
+		return slices.ContainsFunc(list.Items, func(e corev1.Event) bool {
+			return e.Reason == "EgressUncounted" && strings.Contains(e.Message, "does not count 1 running pods that are older (older), which may send")
+		})
+	})
+	eventually(t, "the metrics of it, in bits/s, from the leader", func() bool {
+		label := `{namespace="` + namespace + `"} `
+		return slices.ContainsFunc(s.replicas, func(r *lab.Replica) bool {
+			body, err := r.Metrics()
+			return err == nil && strings.Contains(body, "kubepace_uncounted_pods"+label+"1\n") && strings.Contains(body, "kubepace_uncounted_bits_per_second"+label+"9e+06\n")
+		})
 	})
 }
 
