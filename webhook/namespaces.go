@@ -29,6 +29,8 @@ type Namespaces interface {
 type NamespaceReader struct {
 	Cache client.Reader
 	Live  client.Reader
+	// LastGood knows what settings said before they became unreadable; nil knows nothing.
+	LastGood *LastGood
 }
 
 var _ Namespaces = (*NamespaceReader)(nil)
@@ -70,6 +72,7 @@ func (r *NamespaceReader) Settings(ctx context.Context, name string) (policy.Nam
 			out.Quotas = append(out.Quotas, q)
 		}
 	}
+	r.LastGood.recall(&out)
 	return out, nil
 }
 

@@ -62,12 +62,16 @@ func serve(ctx, stop context.Context, config *rest.Config, o *options, log logr.
 			return fmt.Errorf("watch %T: %w", kind, err)
 		}
 	}
+	lastGood, err := webhook.NewLastGood(ctx, mgr.GetCache())
+	if err != nil {
+		return err
+	}
 	counters, err := webhook.NewMetrics(metrics.Registry)
 	if err != nil {
 		return fmt.Errorf("register metrics: %w", err)
 	}
 	server := mgr.GetWebhookServer() // the first call makes the manager run it
-	namespaces := &webhook.NamespaceReader{Cache: mgr.GetCache(), Live: direct}
+	namespaces := &webhook.NamespaceReader{Cache: mgr.GetCache(), Live: direct, LastGood: lastGood}
 	found := policies{o.cluster, namespaces}
 	webhook.Register(movingOn{server, draining}, webhook.Options{Cluster: o.cluster, Metrics: counters, Namespaces: namespaces})
 	registerSettings(movingOn{server, draining}, o, direct, found, counters)

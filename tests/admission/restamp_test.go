@@ -171,7 +171,8 @@ func TestRestampRefused(t *testing.T) {
 	requireLimits(t, podNow(t, ns, "greedy"), egress, "1G", source, "pod")
 }
 
-// A setting that cannot be read slips in: what is in force stays, the namespace says what is wrong.
+// A setting that cannot be read slips in: what it said before stays in force, also for new pods, and the namespace says
+// what is wrong. A webhook that starts anew does not know what it said; even then a running pod gets no more.
 func TestRestampBadSetting(t *testing.T) {
 	c := needCluster(t)
 	ns := c.namespace(t, bandwidth.LabelMax, "50M")
@@ -185,6 +186,23 @@ func TestRestampBadSetting(t *testing.T) {
 		})
 	})
 	requireEvent(t, ns, "Namespace", ns, "EgressPolicyProblem", `label egress.kubepace.io/max: "5OM"`)
+	requireEvent(t, ns, "Namespace", ns, "EgressPolicyProblem", "50M, what it said before, applies until it is mended")
+	got, warnings, err := create(t, ns, pod("later", egress, "2G"))
+	if err != nil || !strings.Contains(strings.Join(warnings, "\n"), "50M, what it said before, applies") {
+		t.Errorf("%v %q", err, warnings)
+	}
+	requireLimits(t, got, egress, "50M", requested, "2G", source, "capped")
+	requireLimits(t, podNow(t, ns, "greedy"), egress, "50M", requested, "1G", source, "capped")
+
+	if err := c.webhook.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.webhook.start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.webhook.waitReady(); err != nil {
+		t.Fatal(err)
+	}
 	requireEvent(t, ns, "Pod", "greedy", "EgressLimitHeld", "keeps its egress limit (50M)", `"5OM"`)
 	requireLimits(t, podNow(t, ns, "greedy"), egress, "50M", requested, "1G", source, "capped")
 	relabel(t, ns, `{"`+bandwidth.LabelMax+`":"60M"}`)

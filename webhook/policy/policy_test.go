@@ -231,10 +231,20 @@ func TestProblems(t *testing.T) {
 		name    string
 		cluster Cluster
 		labels  texts
+		good    texts // what labels said before they became unreadable
 		ask     string
 		limit   string // "" is unlimited
 		problem string
 	}{{
+		name: "bad maximum, known to have been another", labels: texts{labelMax: "5OM", labelDefault: "25M"}, good: texts{labelMax: "50M"}, ask: "1G", limit: "50M",
+		problem: ns + `: label egress.kubepace.io/max: "5OM" is not a Kubernetes quantity; 50M, what it said before, applies until it is mended`,
+	}, {
+		name: "bad maximum, what it was cannot be read either", labels: texts{labelMax: "5OM"}, good: texts{labelMax: "5OM"}, ask: "1G", limit: "1G",
+		problem: ns + `: label egress.kubepace.io/max: "5OM" is not a Kubernetes quantity; NO MAXIMUM APPLIES until it is mended`,
+	}, {
+		name: "bad default, known to have been another", labels: texts{labelDefault: "x"}, good: texts{labelDefault: "5M"}, limit: "5M",
+		problem: ns + `: label egress.kubepace.io/default: "x" is not a Kubernetes quantity; 5M, what it said before, applies until it is mended`,
+	}, {
 		name: "bad maximum, cluster maximum", cluster: Cluster{Max: rate("30M")}, labels: texts{labelMax: "5OM"}, ask: "1G", limit: "30M",
 		problem: ns + `: label egress.kubepace.io/max: "5OM" is not a Kubernetes quantity; the cluster's maximum 30M (flag --cluster-max) applies`,
 	}, {
@@ -283,7 +293,7 @@ func TestProblems(t *testing.T) {
 			if tt.ask != "" {
 				pod.Annotations = texts{egress: tt.ask}
 			}
-			p := Resolve(tt.cluster, Namespace{Name: "team-a", Labels: tt.labels})
+			p := Resolve(tt.cluster, Namespace{Name: "team-a", Labels: tt.labels, LastGood: tt.good})
 			d := p.Decide(pod)
 			if diff := cmp.Diff([]string{tt.problem}, p.Problems); diff != "" {
 				t.Errorf("problems (-want +got)\n%s", diff)

@@ -16,6 +16,8 @@ type Range struct {
 	Name     string // of the LimitRange
 	Type     string // of the entry: "Pod"; others mean nothing to us
 	Min, Max string
+	// LastGoodMin and LastGoodMax are what unreadable ones said before, where that is known.
+	LastGoodMin, LastGoodMax string
 	// Others are fields of the entry that name our resource and mean nothing, such as "default".
 	Others []string
 }
@@ -51,11 +53,11 @@ func (r *resolver) addRanges(ranges []Range) {
 		if !slices.Contains(r.Ranges, owner) {
 			r.Ranges = append(r.Ranges, owner)
 		}
-		low, bad := rangeBound(owner, "min", e.Min)
+		low, bad := r.rangeBound(owner, "min", e.Min, e.LastGoodMin)
 		if bad != "" {
 			r.problem("%s; there is no such minimum until it is mended", bad)
 		}
-		high, bad := rangeBound(owner, "max", e.Max)
+		high, bad := r.rangeBound(owner, "max", e.Max, e.LastGoodMax)
 		if bad != "" {
 			r.badMaxes = append(r.badMaxes, bad)
 		}
@@ -64,15 +66,16 @@ func (r *resolver) addRanges(ranges []Range) {
 }
 
 // rangeBound reads one bound; bad says what is wrong with it.
-func rangeBound(owner, name, text string) (b Bound, bad string) {
+func (r *resolver) rangeBound(owner, name, text, earlier string) (b Bound, bad string) {
 	if text == "" {
 		return Bound{}, ""
 	}
-	rate, err := bandwidth.Parse(text)
-	if err != nil {
-		return Bound{}, fmt.Sprintf("%s: %s %q %s", owner, name, text, reasonOf(err))
+	b = Bound{Owner: owner, Setting: name + " of " + bandwidth.Resource, Source: bandwidth.SourceNamespaceDefault}
+	var err error
+	if b.Rate, err = bandwidth.Parse(text); err != nil {
+		return r.lastGood(b, earlier, fmt.Sprintf("%s: %s %q %s", owner, name, text, reasonOf(err)))
 	}
-	return Bound{rate, owner, name + " of " + bandwidth.Resource, bandwidth.SourceNamespaceDefault}, ""
+	return b, ""
 }
 
 // addQuotas reads every ResourceQuota.

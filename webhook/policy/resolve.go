@@ -55,6 +55,8 @@ type Namespace struct {
 	Labels map[string]string
 	Ranges []Range // entries of its LimitRanges that name our resource
 	Quotas []Quota // its ResourceQuotas that name us
+	// LastGood has what rate labels said before they became unreadable, where that is known.
+	LastGood map[string]string
 }
 
 // Bound is one rate of a policy together with the object that set it.
@@ -143,11 +145,23 @@ func (r *resolver) label(key string) (b Bound, bad string) {
 		return Bound{}, ""
 	}
 	owner := fmt.Sprintf("namespace %q", r.namespace.Name)
+	b = Bound{Owner: owner, Setting: "label " + key, Source: bandwidth.SourceNamespaceDefault}
+	var err error
+	if b.Rate, err = bandwidth.Parse(text); err != nil {
+		return r.lastGood(b, r.namespace.LastGood[key], fmt.Sprintf("%s: label %s: %q %s", owner, key, text, reasonOf(err)))
+	}
+	return b, ""
+}
+
+// lastGood stands in for a setting that cannot be read, with what it said before. bad stays where that is not known.
+func (r *resolver) lastGood(b Bound, text, bad string) (Bound, string) {
 	rate, err := bandwidth.Parse(text)
 	if err != nil {
-		return Bound{}, fmt.Sprintf("%s: label %s: %q %s", owner, key, text, reasonOf(err))
+		return Bound{}, bad
 	}
-	return Bound{rate, owner, "label " + key, bandwidth.SourceNamespaceDefault}, ""
+	b.Rate = rate
+	r.problem("%s; %v, what it said before, applies until it is mended", bad, rate)
+	return b, ""
 }
 
 // choice reads a label that has few values; the first one is the default, also for a value that is none of them.

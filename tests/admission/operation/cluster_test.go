@@ -76,7 +76,7 @@ func (s *service) start(dir string) (err error) {
 	}
 	for i := range 3 {
 		r, err := s.NewReplica(fmt.Sprintf("replica-%d", i), "--ca-validity=15s", "--certificate-validity=15s",
-			"--ca-propagation=1s", "--lease-duration=3s", "--drain-delay=3s")
+			"--ca-propagation=1s", "--lease-duration=3s", "--drain-delay=3s", fmt.Sprintf("--restamp-rate=%d", restampRate))
 		if err != nil {
 			return err
 		}
