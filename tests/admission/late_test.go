@@ -61,7 +61,7 @@ func TestFinalObjectIsChecked(t *testing.T) {
 	}{
 		{
 			"raised", set("2G"), []string{bandwidth.LabelMax, "50M"},
-			[]string{"'kubepace-limits'", fieldName, "2G is above it", `write at most "50M"`},
+			[]string{"'kubepace-max'", fieldName, "2G is above it", `write at most "50M"`},
 		},
 		{
 			"respelt", set("10000k"), []string{bandwidth.LabelMax, "50M"},
@@ -69,7 +69,7 @@ func TestFinalObjectIsChecked(t *testing.T) {
 		},
 		{
 			"removed", remove, []string{bandwidth.LabelMax, "50M"},
-			[]string{"'kubepace-limits'", fieldName, "the pod has no limit", `"50M"`},
+			[]string{"'kubepace-max'", fieldName, "the pod has no limit", `"50M"`},
 		},
 		{
 			"raised above the cluster's maximum", set("2T"), nil,
@@ -126,9 +126,9 @@ func TestMutationBypassed(t *testing.T) {
 		pod   *corev1.Pod
 		words []string
 	}{
-		{"too much", pod("p", egress, "1G"), []string{"'kubepace-limits'", fieldName, "is above"}},
+		{"too much", pod("p", egress, "1G"), []string{"'kubepace-max'", fieldName, "is above"}},
 		{"not canonical", pod("p", egress, "10000k"), []string{`"pods.validate.kubepace.io"`, fieldName, "canonical"}},
-		{"without a limit", pod("p"), []string{"'kubepace-limits'", fieldName, "the pod has no limit", `"50M"`}},
+		{"without a limit", pod("p"), []string{"'kubepace-max'", fieldName, "the pod has no limit", `"50M"`}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

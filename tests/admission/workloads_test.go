@@ -124,7 +124,7 @@ func TestWorkloadCalls(t *testing.T) {
 // The exempt namespaces are the same in all files.
 func TestExemptNamespacesAlike(t *testing.T) {
 	var first string
-	for _, name := range []string{"mutating", "validating", "warnings"} {
+	for _, name := range []string{"mutating", "validating", "warnings", "policies"} {
 		content, err := os.ReadFile("../../manifests/base/webhook/" + name + ".yaml")
 		if err != nil {
 			t.Fatal(err)

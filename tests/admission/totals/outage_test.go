@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -19,6 +20,7 @@ func TestWithoutWebhook(t *testing.T) {
 	s := needService(t)
 	quota, bounded, plain, later := s.namespace(t), s.namespace(t, bandwidth.LabelMax, "50M", bandwidth.LabelMin, "1M"), s.namespace(t), s.namespace(t)
 	s.quota(t, quota, "30M")
+	ranged, held := s.ranged(t)
 	live := pod(quota, "live", egress, "10M")
 	if err := s.Client.Create(t.Context(), live); err != nil {
 		t.Fatal(err)
@@ -40,6 +42,7 @@ func TestWithoutWebhook(t *testing.T) {
 	})
 	create := func(p *corev1.Pod) error { return s.Client.Create(t.Context(), p) }
 	t.Run("quota", func(t *testing.T) { s.quotaAlone(t, quota, live) })
+	t.Run("limit range", func(t *testing.T) { s.rangeAlone(t, ranged, held) })
 	t.Run("bounds", func(t *testing.T) {
 		requireRefused(t, create(pod(bounded, "above", egress, "51M")), `maximum of 50M`, `51M is above it`, `write at most "50M"`)
 		requireRefused(t, create(pod(bounded, "none")), `the pod has no limit`)
@@ -85,6 +88,36 @@ func TestWithoutWebhook(t *testing.T) {
 		p := pod(later, "unseen")
 		return s.Client.Get(t.Context(), client.ObjectKeyFromObject(p), p) == nil && p.Annotations[egress] == "10M" && p.Annotations[bandwidth.AnnotationSource] == bandwidth.SourcePod
 	})
+}
+
+// ranged is a namespace with a LimitRange of at most 20M, and a pod in it.
+func (s *service) ranged(t *testing.T) (namespace string, live *corev1.Pod) {
+	t.Helper()
+	namespace = s.namespace(t)
+	lr := &corev1.LimitRange{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "egress"}}
+	lr.Spec.Limits = []corev1.LimitRangeItem{{Type: corev1.LimitTypePod, Max: corev1.ResourceList{bandwidth.Resource: resource.MustParse("20M")}}}
+	if err := s.Client.Create(t.Context(), lr); err != nil {
+		t.Fatal(err)
+	}
+	s.waitCounted(t, namespace)
+	live = pod(namespace, "live", egress, "5M")
+	if err := s.Client.Create(t.Context(), live); err != nil {
+		t.Fatal(err)
+	}
+	return namespace, live
+}
+
+// rangeAlone: what a pod carries is held against the LimitRange by Kubernetes, and its limit against what it carries.
+func (s *service) rangeAlone(t *testing.T, namespace string, live *corev1.Pod) {
+	t.Helper()
+	requireRefused(t, s.Client.Create(t.Context(), pod(namespace, "bare", egress, "5M")), "kubepace.io/egress-bandwidth")
+	requireRefused(t, s.Client.Create(t.Context(), carrying(pod(namespace, "above", egress, "30M"), "30M")), "maximum kubepace.io/egress-bandwidth usage per Pod is 20M")
+	requireRefused(t, s.Client.Create(t.Context(), carrying(pod(namespace, "lying", egress, "30M"), "5M")), "just as much as the annotation")
+	requireRefused(t, s.annotate(t, live, "9M", false), "recreate the pod to raise its limit")
+	requireRefused(t, s.annotate(t, live, "9M", true), "recreate the pod to raise its limit")
+	if err := s.Client.Create(t.Context(), carrying(pod(namespace, "counted", egress, "5M"), "5M")); err != nil {
+		t.Errorf("counted by its author: %v", err)
+	}
 }
 
 // quotaAlone: in a namespace with a quota nothing comes in uncounted, nor grows.
