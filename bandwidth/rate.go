@@ -71,6 +71,14 @@ func Parse(text string) (Rate, error) {
 
 // parse returns one of the Err values, bare.
 func parse(text string) (Rate, error) {
+	if rate, ok := plain(text); ok {
+		return rate, nil
+	}
+	return parseExact(text)
+}
+
+// parseExact reads every spelling.
+func parseExact(text string) (Rate, error) {
 	if len(text) > maxTextLength {
 		return 0, ErrSyntax
 	}
@@ -92,6 +100,44 @@ func parse(text string) (Rate, error) {
 		return 0, ErrFractional
 	}
 	return Rate(value.Num().Int64()), nil
+}
+
+// plain reads what nearly all rates look like, canonical ones among them: digits and at most one decimal suffix. It is
+// not ok for anything else, nor outside the bounds. Admission reads several rates for each pod.
+func plain(text string) (Rate, bool) {
+	const digits = 16 // of MaxRate in full
+	unit := BitPerSecond
+	if n := len(text); n > 0 {
+		switch text[n-1] {
+		case 'k':
+			unit = Kilobit
+		case 'M':
+			unit = Megabit
+		case 'G':
+			unit = Gigabit
+		case 'T':
+			unit = Terabit
+		case 'P':
+			unit = Petabit
+		}
+		if unit != BitPerSecond {
+			text = text[:n-1]
+		}
+	}
+	if len(text) == 0 || len(text) > digits {
+		return 0, false
+	}
+	var n Rate
+	for i := range len(text) {
+		if text[i] < '0' || text[i] > '9' {
+			return 0, false
+		}
+		n = n*10 + Rate(text[i]-'0')
+	}
+	if n > MaxRate/unit || n*unit < MinRate {
+		return 0, false
+	}
+	return n * unit, true
 }
 
 // MustParse is Parse for constants in tests and examples; it panics on an error.

@@ -112,6 +112,22 @@ func TestHint(t *testing.T) {
 	}
 }
 
+// The short way reads nothing that the long one reads differently, and all that is canonical.
+func TestPlain(t *testing.T) {
+	texts := []string{"", "k", "P", "0", "0k", "999", "1000", "0001000", "1M", "10M", "1500k", "999T", "1000T", "1001T", "1P", "2P", "9999999999999999",
+		"1000000000000000", "1000000000000001", "99999999999999999", "9999999999999999k", "18446744073709552616", "1E", "1Ki", "10m", "+5M", "-5M", "1.5M", "1e6", "5M ", "5MM", "٣M"}
+	for _, text := range texts {
+		rate, ok := plain(text)
+		exact, err := parseExact(text)
+		if ok && (err != nil || exact != rate) {
+			t.Errorf("%q: %d by the short way, %d, %v by the long one", text, rate, exact, err)
+		}
+		if !ok && err == nil && exact.String() == text {
+			t.Errorf("%q is canonical and took the long way", text)
+		}
+	}
+}
+
 // FuzzParse holds Parse against apimachinery's parser: never a panic, never a changed value, and whatever
 // Kubernetes reads exactly as a rate within the bounds is accepted.
 func FuzzParse(f *testing.F) {
