@@ -45,7 +45,7 @@ func TestGauge(t *testing.T) {
 
 // The documentation gets a claim that is not met as such, and only what is between the marks changes.
 func TestDocumentation(t *testing.T) {
-	r := &Result{Plan: brief}
+	r := &Result{Plan: brief, Handlers: []Handler{{Name: "MutatePod", ReviewsPerSecond: 4999}}}
 	for _, k := range podKinds {
 		for i, v := range variants {
 			ms := []float64{float64(1 + i)}
@@ -63,7 +63,8 @@ func TestDocumentation(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"| unremarkable pod | 2.00 ms | ≤ 1.5 ms | **not met** |", "| capped pod | 2.00 ms | ≤ 2.5 ms | met |",
+		"one client: unremarkable | 2.00 ms | ≤ 1.5 ms | **not met** |", "one client: capped | 2.00 ms | ≤ 2.5 ms | met |",
+		"| handler MutatePod, ten containers, one core | 4999 reviews/s | ≥ 5000 | **not met** |",
 		"| capped | CEL | 2.00, 2.00 | +1.00, +1.00 | 2 |", "# Benchmarks of admission\n",
 	} {
 		if strings.Count(string(content), want) != 1 {

@@ -38,6 +38,9 @@ type podKind struct {
 	target    float64           // most that kubepace may add to the median, in ms
 }
 
+// handlerTarget is the least that the handler is to decide, in reviews per second and core.
+const handlerTarget = 5000
+
 var podKinds = []podKind{
 	{
 		Name: "unremarkable", namespace: "plain", target: 1.5,
