@@ -8,7 +8,7 @@ SHELL := /bin/bash
 
 # Kernels for test-vm: 5.10 polices, the others pace. Any of 5.10 6.1 6.12 7.
 KERNELS ?= 5.10 6.1 7
-# demo: run inside this Debian kernel in QEMU; empty for the machine's own.
+# demo and e2e: run inside this Debian kernel in QEMU; empty for the machine's own.
 KERNEL ?=
 # FULL=1: also what takes minutes. For test-vm a kernel, or all.
 FULL ?=
@@ -99,9 +99,9 @@ demo: build root-here ## watch admission decide three limits and the kernel keep
 	tests/demo/run.sh $(KERNEL)
 
 .PHONY: e2e
-e2e: build root-here ## kubepace in a real cluster: two nodes with kubelet, containerd and Flannel, the manifests, pods, traffic (RUN=regexp: some of it); needs root
+e2e: build root-here ## kubepace in a real cluster: two nodes with kubelet, containerd and Flannel, the manifests, pods, traffic (RUN=regexp: some of it; KERNEL=6.1: in QEMU); needs root
 	$(install) e2e
-	tests/e2e/run.sh $(if $(RUN),-test.run='$(RUN)')
+	tests/e2e/run.sh $(if $(KERNEL),--kernel $(KERNEL)) $(if $(RUN),-test.run='$(RUN)')
 
 .PHONY: clean
 clean: ## remove bin/ and build/; caches outside the checkout stay

@@ -6,14 +6,10 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
-	"github.com/kubepace/kubepace/bandwidth"
 	"github.com/kubepace/kubepace/tests/e2e/cluster"
 )
 
@@ -22,28 +18,46 @@ const system = "kubepace-system"
 // suite is the cluster and what the steps share.
 type suite struct {
 	*cluster.Cluster
-	manifests string // folder for kubectl apply -k
-	results   results
-	before    map[string]snapshot // of each node, before kubepace came
-	clientPod pod
+	manifests    string // folder for kubectl apply -k
+	enforcerFile string // the program on the machine, for what an administrator does on a node
+	results      results
+	before       map[string]snapshot // of each node, before kubepace came
+	clientPod    pod
+	reference10M pod
 }
 
-// step is one subtest; they run in order, in one cluster, and RUN=TestKubepace/NAME runs one alone.
+// step is one subtest; they run in order, in one cluster.
 type step struct {
 	name string
 	run  func(ctx context.Context, t *testing.T)
 }
 
 // TestKubepace is the life of an installation: into a cluster, through what users and operators do, and out again.
+// RUN=TestKubepace/NAME runs one step alone.
 func TestKubepace(t *testing.T) {
 	ctx, c := start(t)
-	s := &suite{Cluster: c}
+	s := &suite{Cluster: c, enforcerFile: os.Getenv(envEnforcer)}
 	t.Cleanup(func() { s.results.write(t) })
 	s.client(ctx, t)
 	t.Run("network", func(t *testing.T) { s.network(ctx, t) })
+	s.before = s.snapshots(ctx, t)
 	s.install(ctx, t)
+	s.namespace(ctx, t, "team-a", nil)
+	s.reference10M = s.create(ctx, t, podSpec{namespace: "team-a", name: "reference", node: "node1", egress: "10M"})
 	for _, step := range []step{
 		{"reference", s.reference},
+		{"inspect", s.inspect},
+		{"default", s.unasked},
+		{"cap", s.greedy},
+		{"refusal", s.refused},
+		{"quota", s.quota},
+		{"live", s.live},
+		{"deletion", s.deletion},
+		{"agent-restart", s.agentRestart},
+		{"node-programs", s.nodePrograms},
+		{"rollout", s.webhookRollout},
+		{"uninstall", s.uninstall},
+		{"node-restart", s.nodeRestart},
 	} {
 		t.Run(step.name, func(t *testing.T) {
 			say("step %s", step.name)
@@ -63,79 +77,60 @@ func (s *suite) client(ctx context.Context, t *testing.T) {
 func (s *suite) network(ctx context.Context, t *testing.T) {
 	s.namespace(ctx, t, "before", nil)
 	server := s.create(ctx, t, podSpec{namespace: "before", name: "server", node: "node1", egress: "10M"})
-	sent := s.vxlanBytes(ctx, t, s.Nodes[0])
+	_, before, err := s.Nodes[0].LinkBytes("flannel.1")
+	if err != nil {
+		t.Fatal(err)
+	}
 	got := s.pull(ctx, t, server, 3*time.Second)
-	sent = s.vxlanBytes(ctx, t, s.Nodes[0]) - sent
+	_, after, err := s.Nodes[0].LinkBytes("flannel.1")
+	if err != nil {
+		t.Fatal(err)
+	}
 	s.results.add(row{step: "network", what: "without kubepace", asked: "10M", limit: "none", mbps: got.BitsPerSecond / 1e6})
 	if got.BitsPerSecond < 100e6 {
 		t.Errorf("%.1f Mbit/s between nodes without a limit: too slow to tell what a limit does", got.BitsPerSecond/1e6)
 	}
-	if sent < got.Bytes {
-		t.Errorf("%d bytes left by flannel.1, %d arrived: not by VXLAN", sent, got.Bytes)
+	if after-before < got.Bytes {
+		t.Errorf("%d bytes left by flannel.1, %d arrived: not by VXLAN", after-before, got.Bytes)
 	}
 	s.deleteNamespace(ctx, t, "before")
 }
 
-// install does what README.md says.
-func (s *suite) install(ctx context.Context, t *testing.T) {
-	t.Helper()
-	s.before = s.snapshots(ctx, t)
-	manifests, err := filepath.Abs(manifestFolder(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.manifests = manifests
-	began := time.Now()
-	s.kubectl(ctx, t, "apply", "-k", s.manifests)
-	for _, workload := range []string{"deployment/kubepace-webhook", "daemonset/kubepace-enforcer"} {
-		say("waiting for %s", workload)
-		if _, err := s.Kubectl(ctx, "-n", system, "rollout", "status", workload, "--timeout=90s"); err != nil {
-			t.Fatalf("%v\n%s", err, s.diagnose(ctx))
-		}
-	}
-	say("kubectl apply -k to ready: %.1f s", time.Since(began).Seconds())
-	s.awaitWebhook(ctx, t)
-}
-
-// manifestFolder leaves CAP_SYS_RESOURCE out where this machine has none to give.
-func manifestFolder(t *testing.T) string {
-	t.Helper()
-	status, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		t.Fatal(err)
-	}
-	const capSysResource = 24
-	for line := range strings.Lines(string(status)) {
-		var bounding uint64
-		if _, err := fmt.Sscanf(line, "CapBnd: %x", &bounding); err == nil && bounding&(1<<capSysResource) == 0 {
-			return "manifests/no-sys-resource"
-		}
-	}
-	return "manifests/images"
-}
-
-// awaitWebhook waits until kube-apiserver calls the webhook: a pod that is not kept comes back with its limit rewritten.
-func (s *suite) awaitWebhook(ctx context.Context, t *testing.T) {
-	t.Helper()
-	probe := podSpec{namespace: "clients", name: "probe", egress: "1.5M"}.object()
-	err := cluster.Poll(ctx, time.Minute, func(ctx context.Context) error {
-		got, err := s.Client.CoreV1().Pods("clients").Create(ctx, probe, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
-		if err == nil && got.Annotations[bandwidth.AnnotationEgress] != "1500k" {
-			err = fmt.Errorf("the webhook left %q as it is", got.Annotations[bandwidth.AnnotationEgress])
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatalf("the webhook is not called: %v\n%s", err, s.diagnose(ctx))
-	}
-}
-
 // reference is the scenario that kubepace is for: a pod limited to 10M, pulled from by a pod on another node.
 func (s *suite) reference(ctx context.Context, t *testing.T) {
-	s.namespace(ctx, t, "team-a", nil)
-	server := s.create(ctx, t, podSpec{namespace: "team-a", name: "reference", node: "node1", egress: "10M"})
-	s.awaitEnforced(ctx, t, server, "10M")
-	got := s.pull(ctx, t, server, 10*time.Second)
-	s.results.add(row{step: "reference", what: "a pod on the other node pulls", asked: "10M", limit: "10M", mbps: got.BitsPerSecond / 1e6})
-	s.wantWithin(t, got, 9.0, 9.9)
+	kept := s.awaitEnforced(ctx, t, s.reference10M, "10M")
+	got := s.pull(ctx, t, s.reference10M, 10*time.Second)
+	s.results.add(row{step: "reference", what: "a pod on the other node pulls, " + kept.Mode, asked: "10M", limit: "10M", mbps: got.BitsPerSecond / 1e6})
+	if kept.Mode == "pacing" {
+		s.wantWithin(t, got, 9.4, 9.8)
+	} else {
+		s.wantWithin(t, got, 9.0, 9.9)
+	}
+}
+
+// inspect: an operator calls list and status.
+func (s *suite) inspect(ctx context.Context, t *testing.T) {
+	kept := s.awaitEnforced(ctx, t, s.reference10M, "10M")
+	if len(kept.Devices) != 1 {
+		t.Fatalf("list shows %d devices of the pod: %+v", len(kept.Devices), kept.Devices)
+	}
+	for _, look := range []struct {
+		args []string
+		want []string
+	}{
+		{[]string{"list"}, []string{"POD", "DEVICE", "LIMIT", "MODE", "RATE NOW", "team-a/reference", kept.Devices[0].Name, " 10M ", kept.Mode}},
+		{[]string{"status"}, []string{"Mode: " + kept.Mode, "Agent: running since", "pods from API server", "Pods: 1 limited, 1 enforced", "eth0"}},
+	} {
+		out, err := s.enforcer(ctx, "node1", look.args...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range look.want {
+			if !strings.Contains(out, want) {
+				t.Errorf("%s does not show %q:\n%s", look.args[0], want, out)
+			}
+		}
+		fmt.Printf("\n$ kubectl exec ... -- kubepace-enforcer %s\n%s\n", strings.Join(look.args, " "), out)
+	}
+	s.results.add(row{step: "inspect", what: "list and status by kubectl exec", asked: "10M", limit: "10M", note: kept.Mode + " on " + kept.Devices[0].Name})
 }

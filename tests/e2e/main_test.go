@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -24,7 +25,9 @@ import (
 const (
 	envKube     = "KUBEPACE_E2E_KUBE"     // tests/kube/build.sh
 	envPrograms = "KUBEPACE_E2E_PROGRAMS" // tests/kube/node/build.sh
+	envEnforcer = "KUBEPACE_E2E_ENFORCER" // kubepace-enforcer, for what is done on a node itself
 	envOut      = "KUBEPACE_E2E_OUT"      // images/, logs/, and what the tests write
+	envPatience = "KUBEPACE_E2E_PATIENCE" // a factor for every limit of time; empty: 1
 )
 
 var began = time.Now()
@@ -49,6 +52,13 @@ func run(m *testing.M) int {
 		}
 		return status
 	}
+	if text := os.Getenv(envPatience); text != "" {
+		var err error
+		if cluster.Patience, err = strconv.ParseFloat(text, 64); err != nil {
+			fmt.Fprintf(os.Stderr, "e2e: %s: %v\n", envPatience, err)
+			return 1
+		}
+	}
 	if err := cluster.Prepare(); err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		return 1
@@ -63,7 +73,7 @@ func removeCgroups() error {
 
 // missing says what these tests lack, if anything.
 func missing() string {
-	for _, name := range []string{envKube, envPrograms, envOut} {
+	for _, name := range []string{envKube, envPrograms, envEnforcer, envOut} {
 		if os.Getenv(name) == "" {
 			return name + " is not set: run `make e2e`"
 		}

@@ -60,6 +60,8 @@ build_network() {
 	ip link set eth0 up
 	ip route add default via "$gateway"
 	echo 1 >/proc/sys/net/ipv4/ip_forward
+	# Built in, or a module that nobody has asked for yet.
+	modprobe br_netfilter 2>/dev/null || true
 	echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables
 }
 

@@ -4,7 +4,7 @@ package e2e
 
 import (
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -21,7 +21,8 @@ import (
 
 // pod is a running pod.
 type pod struct {
-	namespace, name, node, ip, egress string
+	namespace, name, node, ip string
+	annotations               map[string]string
 }
 
 // podSpec is what a pod's author writes. Every pod is an iperf3 server.
@@ -29,6 +30,7 @@ type podSpec struct {
 	namespace, name string
 	node            string // empty: wherever the scheduler wants
 	egress          string // empty: no annotation
+	hostNetwork     bool
 }
 
 func (p podSpec) object() *corev1.Pod {
@@ -36,16 +38,14 @@ func (p podSpec) object() *corev1.Pod {
 	object := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: p.namespace, Name: p.name},
 		Spec: corev1.PodSpec{
+			HostNetwork:                   p.hostNetwork,
 			TerminationGracePeriodSeconds: &now,
-			Containers: []corev1.Container{{
-				Name: "iperf3", Image: "kubepace.test/iperf3:e2e", Args: []string{"-s"},
-				// On iperf3's account: it listens a moment after it started.
-				ReadinessProbe: &corev1.Probe{
-					ProbeHandler:  corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"iperf3", "--version"}}},
-					PeriodSeconds: 1,
-				},
-			}},
+			Containers:                    []corev1.Container{{Name: "iperf3", Image: "kubepace.test/iperf3:e2e", Args: []string{"-s"}}},
 		},
+	}
+	if !p.hostNetwork {
+		// What most kernels choose by themselves. Debian's do, others prefer bbr.
+		object.Spec.SecurityContext = &corev1.PodSecurityContext{Sysctls: []corev1.Sysctl{{Name: "net.ipv4.tcp_congestion_control", Value: "cubic"}}}
 	}
 	if p.node != "" {
 		object.Spec.NodeSelector = map[string]string{corev1.LabelHostname: p.node}
@@ -73,18 +73,25 @@ func (s *suite) awaitReady(ctx context.Context, t *testing.T, namespace, name st
 		if err != nil {
 			return err
 		}
-		for _, c := range object.Status.Conditions {
-			if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue {
-				got = pod{namespace, name, object.Spec.NodeName, object.Status.PodIP, object.Annotations[bandwidth.AnnotationEgress]}
-				return nil
-			}
+		if !podReady(object) {
+			return fmt.Errorf("pod %s/%s is not ready: %s", namespace, name, object.Status.Phase)
 		}
-		return fmt.Errorf("pod %s/%s is not ready: %s", namespace, name, object.Status.Phase)
+		got = pod{namespace, name, object.Spec.NodeName, object.Status.PodIP, object.Annotations}
+		return nil
 	})
 	if err != nil {
 		t.Fatalf("%v\n%s", err, s.describe(ctx, namespace, "pod/"+name))
 	}
 	return got
+}
+
+func podReady(p *corev1.Pod) bool {
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
 }
 
 func (s *suite) namespace(ctx context.Context, t *testing.T, name string, labels map[string]string) {
@@ -105,19 +112,36 @@ func (s *suite) namespace(ctx context.Context, t *testing.T, name string, labels
 
 func (s *suite) deleteNamespace(ctx context.Context, t *testing.T, name string) {
 	t.Helper()
-	s.kubectl(ctx, t, "delete", "namespace", name, "--wait", "--timeout=60s")
+	s.kubectl(ctx, t, "delete", "namespace", name, "--wait", timeout(60*time.Second))
 }
 
 // pull lets the client receive from the pod, by iperf3 -R: what netperf calls TCP_MAERTS.
-func (s *suite) pull(ctx context.Context, t *testing.T, from pod, length time.Duration, more ...string) iperf.Received {
+func (s *suite) pull(ctx context.Context, t *testing.T, from pod, length time.Duration) iperf.Received {
 	t.Helper()
-	args := []string{"-n", s.clientPod.namespace, "exec", s.clientPod.name, "--",
-		"iperf3", "-c", from.ip, "-R", "-J", "-t", strconv.Itoa(int(length.Seconds()))}
-	got, err := iperf.Parse([]byte(s.kubectl(ctx, t, append(args, more...)...)))
+	got, err := s.tryPull(ctx, from, length)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return got
+}
+
+// tryPull tries again where iperf3 does not listen yet: a container is ready when it has started.
+func (s *suite) tryPull(ctx context.Context, from pod, length time.Duration) (got iperf.Received, err error) {
+	var fatal error
+	err = cluster.Poll(ctx, length+30*time.Second, func(ctx context.Context) error {
+		out, err := s.Kubectl(ctx, "-n", s.clientPod.namespace, "exec", s.clientPod.name, "--",
+			"iperf3", "-c", from.ip, "-R", "-J", "-t", strconv.Itoa(int(length.Seconds())))
+		if err != nil && strings.Contains(out, "unable to connect") {
+			return err
+		}
+		if fatal = err; err == nil {
+			got, fatal = iperf.Parse([]byte(out))
+		} else if out != "" {
+			fatal = fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+	return got, errors.Join(err, fatal)
 }
 
 func (s *suite) wantWithin(t *testing.T, got iperf.Received, low, high float64) {
@@ -127,72 +151,8 @@ func (s *suite) wantWithin(t *testing.T, got iperf.Received, low, high float64) 
 	}
 }
 
-// listed is what `kubepace-enforcer list -o json` says of a pod.
-type listed struct {
-	Namespace string `json:"namespace"`
-	Pod       string `json:"pod"`
-	Limit     string `json:"limit"`
-	Mode      string `json:"mode"`
-	Enforced  bool   `json:"enforced"`
-	Reason    string `json:"reason"`
-}
-
-// list asks the enforcer of a node, as an operator does.
-func (s *suite) list(ctx context.Context, node string) ([]listed, error) {
-	out, err := s.enforcer(ctx, node, "list", "-o", "json", "--interval=100ms")
-	if err != nil {
-		return nil, err
-	}
-	var got struct {
-		Pods []listed `json:"pods"`
-	}
-	if err := json.Unmarshal([]byte(out), &got); err != nil {
-		return nil, fmt.Errorf("read list: %w: %s", err, out)
-	}
-	return got.Pods, nil
-}
-
-// enforcer runs kubepace-enforcer in the agent's pod of a node.
-func (s *suite) enforcer(ctx context.Context, node string, args ...string) (string, error) {
-	name, err := s.agent(ctx, node)
-	if err != nil {
-		return "", err
-	}
-	return s.Kubectl(ctx, append([]string{"-n", system, "exec", name, "--", "/kubepace-enforcer"}, args...)...)
-}
-
-// agent is the name of the agent's pod on a node.
-func (s *suite) agent(ctx context.Context, node string) (string, error) {
-	name, err := s.Kubectl(ctx, "-n", system, "get", "pods", "-l", "app.kubernetes.io/name=kubepace-enforcer",
-		"--field-selector", "spec.nodeName="+node+",status.phase=Running", "-o", "name")
-	if err != nil {
-		return "", err
-	}
-	if name = strings.TrimSpace(name); name == "" || strings.Contains(name, "\n") {
-		return "", fmt.Errorf("agents on %s: %q", node, name)
-	}
-	return name, nil
-}
-
-// awaitEnforced waits until the pod's node says that it keeps the limit.
-func (s *suite) awaitEnforced(ctx context.Context, t *testing.T, p pod, limit string) {
-	t.Helper()
-	err := cluster.Poll(ctx, 30*time.Second, func(ctx context.Context) error {
-		pods, err := s.list(ctx, p.node)
-		if err != nil {
-			return err
-		}
-		for _, l := range pods {
-			if l.Namespace == p.namespace && l.Pod == p.name && l.Enforced && l.Limit == limit {
-				return nil
-			}
-		}
-		return fmt.Errorf("%s does not keep %s for %s/%s: %+v", p.node, limit, p.namespace, p.name, pods)
-	})
-	if err != nil {
-		t.Fatalf("%v\n%s", err, s.diagnose(ctx))
-	}
-}
+// timeout is kubectl's flag.
+func timeout(limit time.Duration) string { return "--timeout=" + cluster.Within(limit).String() }
 
 // kubectl fails the test where kubectl fails.
 func (s *suite) kubectl(ctx context.Context, t *testing.T, args ...string) string {
@@ -221,24 +181,4 @@ func (s *suite) describe(ctx context.Context, namespace, what string) string {
 		return err.Error()
 	}
 	return out
-}
-
-// vxlanBytes is how much the node has sent by VXLAN.
-func (s *suite) vxlanBytes(ctx context.Context, t *testing.T, node *cluster.Node) int64 {
-	t.Helper()
-	out, err := node.Output(ctx, "ip", "-j", "-s", "link", "show", "flannel.1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var links []struct {
-		Stats struct {
-			TX struct {
-				Bytes int64 `json:"bytes"`
-			} `json:"tx"`
-		} `json:"stats64"`
-	}
-	if err := json.Unmarshal([]byte(out), &links); err != nil || len(links) != 1 {
-		t.Fatalf("read flannel.1: %v: %s", err, out)
-	}
-	return links[0].Stats.TX.Bytes
 }

@@ -1,10 +1,15 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Builds what a cluster of two nodes needs, and runs the end-to-end tests in it. Binaries of kubepace are those of bin/.
-# usage: run.sh [TEST-FLAGS...]     such as -test.run=TestCluster/nodes
+# usage: run.sh [--kernel VERSION] [TEST-FLAGS...]     such as -test.run=TestKubepace/reference; VERSION as for tests/vm/run.sh
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/setup/progress.sh
+kernel=''
+if [ "${1:-}" = --kernel ]; then
+	kernel=$2
+	shift 2
+fi
 out=$PWD/build/e2e
 
 kube=$(tests/kube/build.sh etcd kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl | tail -n 1)
@@ -29,7 +34,26 @@ image iperf3 -entrypoint /usr/bin/iperf3 "$iperf3=/usr/bin/iperf3" "${pairs[@]}"
 image kubepace-webhook -user 65532 -entrypoint /kubepace-webhook bin/kubepace-webhook=/kubepace-webhook
 image kubepace-enforcer -entrypoint /kubepace-enforcer bin/kubepace-enforcer=/kubepace-enforcer
 
+# For what an administrator does on a node: the nodes see this folder.
+cp bin/kubepace-enforcer "$out/images/"
+
 go test -c -o bin/e2e.test ./tests/e2e
-cd tests/e2e
-export KUBEPACE_E2E_KUBE=$kube KUBEPACE_E2E_PROGRAMS=$programs KUBEPACE_E2E_OUT=$out
-exec ../../bin/e2e.test -test.v -test.timeout=30m "$@"
+if [ -z "$kernel" ]; then
+	cd tests/e2e
+	export KUBEPACE_E2E_KUBE=$kube KUBEPACE_E2E_PROGRAMS=$programs KUBEPACE_E2E_ENFORCER=$out/images/kubepace-enforcer KUBEPACE_E2E_OUT=$out
+	exec ../../bin/e2e.test -test.v -test.timeout=30m "$@"
+fi
+
+# In QEMU every processor is emulated: all of it takes ten times as long, so only what another kernel changes runs there.
+[ $# -gt 0 ] || set -- -test.run='TestKubepace/(network|reference|inspect)'
+tests/setup/install.sh vm
+say "kernel $kernel runs in QEMU without hardware acceleration: a cluster takes some minutes to start"
+with=()
+for program in runc nsenter mount umount pivot_root hostname find sysctl; do with+=(--with "$program"); done
+exec tests/vm/run.sh --kernel "$kernel" --memory 4096 --timeout 2400 "${with[@]}" \
+	--env KUBEPACE_E2E_KUBE=/root/kube --env KUBEPACE_E2E_PROGRAMS=/root/programs --env KUBEPACE_E2E_ENFORCER=/root/out/images/kubepace-enforcer \
+	--env KUBEPACE_E2E_OUT=/root/out --env KUBEPACE_E2E_PATIENCE=10 --env "CI=${CI:-}" \
+	--tree "$kube:/root/kube" --tree "$programs:/root/programs" --tree "$out/images:/root/out/images" \
+	--tree manifests:/root/kubepace/manifests --tree tests/e2e:/root/kubepace/tests/e2e \
+	--file bin/e2e.test --out "/root/out/logs:$out/logs" \
+	-- bash -c 'cd /root/kubepace/tests/e2e && exec /root/e2e.test -test.v -test.timeout=35m "$@"' e2e "$@"

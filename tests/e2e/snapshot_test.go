@@ -4,7 +4,11 @@ package e2e
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // snapshot is what a node's kernel holds that kubepace could have changed: the command that shows it, and its output.
@@ -36,4 +40,17 @@ func (s *suite) snapshots(ctx context.Context, t *testing.T) map[string]snapshot
 		}
 	}
 	return all
+}
+
+// differences between what the nodes were and what they are, empty where there is none.
+func differences(before, after map[string]snapshot) string {
+	var all strings.Builder
+	for node, commands := range before {
+		for command, was := range commands {
+			if diff := cmp.Diff(strings.Split(was, "\n"), strings.Split(after[node][command], "\n")); diff != "" {
+				fmt.Fprintf(&all, "%s: %s (-before +after):\n%s", node, command, diff)
+			}
+		}
+	}
+	return all.String()
 }

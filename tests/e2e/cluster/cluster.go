@@ -82,7 +82,7 @@ func Start(ctx context.Context, opts Options, nodes int) (*Cluster, error) {
 		}
 	}
 	for _, n := range c.Nodes {
-		if err := c.awaitNode(ctx, n); err != nil {
+		if err := c.AwaitNode(ctx, n); err != nil {
 			return c, err
 		}
 		opts.Say("%s is Ready", n.Name)
@@ -170,8 +170,8 @@ func (c *Cluster) startPlane(ctx context.Context) error {
 
 func kubeconfig(user string) string { return filepath.Join(scratch, user+".kubeconfig") }
 
-// awaitNode waits until the node is Ready, and makes its pods reachable from here.
-func (c *Cluster) awaitNode(ctx context.Context, n *Node) error {
+// AwaitNode waits until the node is Ready, and makes its pods reachable from here.
+func (c *Cluster) AwaitNode(ctx context.Context, n *Node) error {
 	var last error
 	err := Poll(ctx, 2*time.Minute, func(ctx context.Context) error {
 		if last = n.alive(); last != nil {
@@ -215,8 +215,15 @@ func (c *Cluster) Stop() {
 	}
 }
 
-// Poll calls try every 200 ms until it returns nil, and gives up after the limit with what it said last.
+// Patience stretches every limit of time: a machine that is emulated takes many times as long.
+var Patience = 1.0
+
+// Within is a limit of time, stretched by Patience.
+func Within(limit time.Duration) time.Duration { return time.Duration(float64(limit) * Patience) }
+
+// Poll calls try every 200 ms until it returns nil, and gives up after the limit, times Patience, with what it said last.
 func Poll(ctx context.Context, limit time.Duration, try func(context.Context) error) error {
+	limit = Within(limit)
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	var last error

@@ -15,8 +15,10 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -33,13 +35,22 @@ type Node struct {
 const CgroupPrefix = "kubepace-e2e-"
 
 func (c *Cluster) startNode(number int) error {
-	n := &Node{Name: fmt.Sprintf("node%d", number), IP: net.IPv4(192, 0, 2, byte(number)), ended: make(chan struct{})}
+	n := &Node{Name: fmt.Sprintf("node%d", number), IP: net.IPv4(192, 0, 2, byte(number))}
 	server := fmt.Sprintf("https://%s", net.JoinHostPort(controlPlaneIP.String(), "6443"))
 	user := pkix.Name{CommonName: "system:node:" + n.Name, Organization: []string{"system:nodes"}}
 	if _, err := c.plane.UserKubeconfig(n.Name, server, user); err != nil {
 		return err
 	}
-	log, err := os.Create(filepath.Join(c.opts.Logs, n.Name+".log"))
+	if err := c.launch(n); err != nil {
+		return err
+	}
+	c.Nodes = append(c.Nodes, n)
+	return nil
+}
+
+// launch switches a node on.
+func (c *Cluster) launch(n *Node) error {
+	log, err := os.OpenFile(filepath.Join(c.opts.Logs, n.Name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return fmt.Errorf("start %s: %w", n.Name, err)
 	}
@@ -55,13 +66,40 @@ func (c *Cluster) startNode(number int) error {
 	if err := n.cmd.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", n.Name, err)
 	}
+	cmd, ended := n.cmd, make(chan struct{})
+	n.ended = ended
 	go func() {
 		// Why it ended stands in its log.
-		_ = n.cmd.Wait()
-		close(n.ended)
+		_ = cmd.Wait()
+		close(ended)
 	}()
-	c.Nodes = append(c.Nodes, n)
-	return connect(n)
+	if err := connect(n); err != nil {
+		n.stop()
+		return err
+	}
+	return nil
+}
+
+// Reboot switches a node off, as a power failure does, and on again. Nothing of what it had written is left: its pods' containers,
+// images, eBPF programs and devices are gone, and the API server knows nothing of it.
+func (c *Cluster) Reboot(ctx context.Context, n *Node) error {
+	n.stop()
+	// The kernel takes the network namespace apart after the last process.
+	err := Poll(ctx, 30*time.Second, func(context.Context) error {
+		var gone netlink.LinkNotFoundError
+		_, err := netlink.LinkByName("to-" + n.Name)
+		switch {
+		case errors.As(err, &gone):
+			return nil
+		case err == nil:
+			return fmt.Errorf("to-%s is still there", n.Name)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("stop %s: %w", n.Name, err)
+	}
+	return c.launch(n)
 }
 
 // connect gives the node its eth0.
@@ -109,6 +147,26 @@ func (n *Node) Output(ctx context.Context, name string, args ...string) (string,
 	return output(n.Command(ctx, name, args...))
 }
 
+// LinkBytes is what a device of the node has received and sent, by the kernel's count.
+func (n *Node) LinkBytes(name string) (received, sent int64, err error) {
+	ns, err := netns.GetFromPid(n.cmd.Process.Pid)
+	if err != nil {
+		return 0, 0, fmt.Errorf("open network namespace of %s: %w", n.Name, err)
+	}
+	defer ns.Close()
+	h, err := netlink.NewHandleAt(ns)
+	if err != nil {
+		return 0, 0, fmt.Errorf("look into %s: %w", n.Name, err)
+	}
+	defer h.Close()
+	link, err := h.LinkByName(name)
+	if err != nil {
+		return 0, 0, fmt.Errorf("find %s on %s: %w", name, n.Name, err)
+	}
+	statistics := link.Attrs().Statistics
+	return int64(statistics.RxBytes), int64(statistics.TxBytes), nil
+}
+
 // Kill kills programs of the node (SIGKILL), such as kubelet; node.sh starts them again after a second.
 func (n *Node) Kill(ctx context.Context, programs ...string) error {
 	for _, program := range programs {
@@ -121,6 +179,39 @@ func (n *Node) Kill(ctx context.Context, programs ...string) error {
 		}
 	}
 	return nil
+}
+
+// KillProcess kills the process (SIGKILL) of the node's network namespace whose command line begins with these words, such as
+// that of a pod on the host's network.
+func (n *Node) KillProcess(words ...string) error {
+	own, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", n.cmd.Process.Pid))
+	if err != nil {
+		return fmt.Errorf("find network namespace of %s: %w", n.Name, err)
+	}
+	want := []byte(strings.Join(words, "\x00") + "\x00")
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return fmt.Errorf("list processes: %w", err)
+	}
+	for _, file := range files {
+		line, err := os.ReadFile(file)
+		if err != nil || !bytes.HasPrefix(line, want) {
+			continue // processes end at any time
+		}
+		dir := filepath.Dir(file)
+		if ns, err := os.Readlink(dir + "/ns/net"); err != nil || ns != own {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil {
+			return fmt.Errorf("read pid of %s: %w", file, err)
+		}
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			return fmt.Errorf("kill %s on %s: %w", strings.Join(words, " "), n.Name, err)
+		}
+		return nil
+	}
+	return fmt.Errorf("kill %s on %s: %w", strings.Join(words, " "), n.Name, os.ErrNotExist)
 }
 
 // Kubectl runs kubectl as the cluster's administrator and returns what it printed.
