@@ -111,7 +111,7 @@ func (s *suite) nodeRestart(ctx context.Context, t *testing.T) {
 	s.awaitEnforced(ctx, t, server, "10M")
 	got := s.pull(ctx, t, server, 5*time.Second)
 	s.results.add(row{step: "node-restart", what: "installed again; the node switched off and on", asked: "10M", limit: "10M", mbps: got.BitsPerSecond / 1e6})
-	s.wantWithin(t, got, 8.5, 10.4)
+	wantWithin(t, got.BitsPerSecond/1e6, 8.5, 10.4)
 }
 
 // containerID of a pod that runs; empty while it does not.

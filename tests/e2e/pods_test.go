@@ -31,6 +31,7 @@ type podSpec struct {
 	node            string // empty: wherever the scheduler wants
 	egress          string // empty: no annotation
 	hostNetwork     bool
+	netperf         bool // a netserver beside iperf3
 }
 
 func (p podSpec) object() *corev1.Pod {
@@ -42,6 +43,9 @@ func (p podSpec) object() *corev1.Pod {
 			TerminationGracePeriodSeconds: &now,
 			Containers:                    []corev1.Container{{Name: "iperf3", Image: "kubepace.test/iperf3:e2e", Args: []string{"-s"}}},
 		},
+	}
+	if p.netperf {
+		object.Spec.Containers = append(object.Spec.Containers, corev1.Container{Name: "netperf", Image: "kubepace.test/netperf:e2e", Args: []string{"-D"}})
 	}
 	if !p.hostNetwork {
 		// What most kernels choose by themselves. Debian's do, others prefer bbr.
@@ -144,9 +148,25 @@ func (s *suite) tryPull(ctx context.Context, from pod, length time.Duration) (go
 	return got, errors.Join(err, fatal)
 }
 
-func (s *suite) wantWithin(t *testing.T, got iperf.Received, low, high float64) {
+// maerts is netperf's own test of receiving, in Mbit/s.
+func (s *suite) maerts(ctx context.Context, t *testing.T, from pod, length time.Duration) float64 {
 	t.Helper()
-	if mbps := got.BitsPerSecond / 1e6; mbps < low || mbps > high {
+	out := s.kubectl(ctx, t, "-n", s.clientPod.namespace, "exec", s.clientPod.name, "-c", "netperf", "--",
+		"/usr/bin/netperf", "-H", from.ip, "-t", "TCP_MAERTS", "-l", strconv.Itoa(int(length.Seconds())), "-P", "0")
+	fields := strings.Fields(out)
+	if len(fields) == 0 {
+		t.Fatalf("netperf says nothing")
+	}
+	mbps, err := strconv.ParseFloat(fields[len(fields)-1], 64)
+	if err != nil {
+		t.Fatalf("read netperf's result: %v: %s", err, out)
+	}
+	return mbps
+}
+
+func wantWithin(t *testing.T, mbps, low, high float64) {
+	t.Helper()
+	if mbps < low || mbps > high {
 		t.Errorf("%.2f Mbit/s at the client; want %.1f to %.1f", mbps, low, high)
 	}
 }

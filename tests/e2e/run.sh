@@ -31,6 +31,11 @@ pairs=()
 for library in "${libraries[@]}"; do pairs+=("$library=$library"); done
 image pause -entrypoint /pause "$programs/pause=/pause"
 image iperf3 -entrypoint /usr/bin/iperf3 "$iperf3=/usr/bin/iperf3" "${pairs[@]}"
+# netperf's own C library, at the paths where its interpreter looks.
+netperf=$(tests/e2e/netperf.sh | tail -n 1)
+pairs=("$netperf/ld-linux-x86-64.so.2=/lib64/ld-linux-x86-64.so.2" "$netperf/netperf=/usr/bin/netperf")
+for library in libc.so.6 libm.so.6 libsctp.so.1; do pairs+=("$netperf/$library=/usr/lib/x86_64-linux-gnu/$library"); done
+image netperf -entrypoint /usr/bin/netserver "$netperf/netserver=/usr/bin/netserver" "${pairs[@]}"
 image kubepace-webhook -user 65532 -entrypoint /kubepace-webhook bin/kubepace-webhook=/kubepace-webhook
 image kubepace-enforcer -entrypoint /kubepace-enforcer bin/kubepace-enforcer=/kubepace-enforcer
 
