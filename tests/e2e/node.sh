@@ -118,7 +118,6 @@ configure_kubelet() {
 		imageGCHighThresholdPercent: 100
 		localStorageCapacityIsolation: false
 		resolvConf: ""
-		allowedUnsafeSysctls: [net.ipv4.tcp_congestion_control]
 		nodeStatusUpdateFrequency: 4s
 		syncFrequency: 5s
 	YAML

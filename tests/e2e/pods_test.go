@@ -36,20 +36,22 @@ type podSpec struct {
 
 func (p podSpec) object() *corev1.Pod {
 	now := int64(0)
+	// For iperf3 -C and netperf -K.
+	mayChoose := &corev1.SecurityContext{Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"NET_ADMIN"}}}
 	object := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: p.namespace, Name: p.name},
 		Spec: corev1.PodSpec{
 			HostNetwork:                   p.hostNetwork,
 			TerminationGracePeriodSeconds: &now,
-			Containers:                    []corev1.Container{{Name: "iperf3", Image: "kubepace.test/iperf3:e2e", Args: []string{"-s"}}},
+			Containers: []corev1.Container{{
+				Name: "iperf3", Image: "kubepace.test/iperf3:e2e", Args: []string{"-s"}, SecurityContext: mayChoose,
+			}},
 		},
 	}
 	if p.netperf {
-		object.Spec.Containers = append(object.Spec.Containers, corev1.Container{Name: "netperf", Image: "kubepace.test/netperf:e2e", Args: []string{"-D"}})
-	}
-	if !p.hostNetwork {
-		// What most kernels choose by themselves. Debian's do, others prefer bbr.
-		object.Spec.SecurityContext = &corev1.PodSecurityContext{Sysctls: []corev1.Sysctl{{Name: "net.ipv4.tcp_congestion_control", Value: "cubic"}}}
+		object.Spec.Containers = append(object.Spec.Containers, corev1.Container{
+			Name: "netperf", Image: "kubepace.test/netperf:e2e", Args: []string{"-D"}, SecurityContext: mayChoose,
+		})
 	}
 	if p.node != "" {
 		object.Spec.NodeSelector = map[string]string{corev1.LabelHostname: p.node}
@@ -129,12 +131,12 @@ func (s *suite) pull(ctx context.Context, t *testing.T, from pod, length time.Du
 	return got
 }
 
-// tryPull tries again where iperf3 does not listen yet: a container is ready when it has started.
+// tryPull lets the pod send by cubic, which most kernels choose by themselves; some prefer bbr. It tries again where iperf3 does not listen yet: a container is ready when it has started.
 func (s *suite) tryPull(ctx context.Context, from pod, length time.Duration) (got iperf.Received, err error) {
 	var fatal error
 	err = cluster.Poll(ctx, length+30*time.Second, func(ctx context.Context) error {
 		out, err := s.Kubectl(ctx, "-n", s.clientPod.namespace, "exec", s.clientPod.name, "--",
-			"iperf3", "-c", from.ip, "-R", "-J", "-t", strconv.Itoa(int(length.Seconds())))
+			"iperf3", "-c", from.ip, "-R", "-C", "cubic", "-J", "-t", strconv.Itoa(int(length.Seconds())))
 		if err != nil && strings.Contains(out, "unable to connect") {
 			return err
 		}
@@ -152,7 +154,7 @@ func (s *suite) tryPull(ctx context.Context, from pod, length time.Duration) (go
 func (s *suite) maerts(ctx context.Context, t *testing.T, from pod, length time.Duration) float64 {
 	t.Helper()
 	out := s.kubectl(ctx, t, "-n", s.clientPod.namespace, "exec", s.clientPod.name, "-c", "netperf", "--",
-		"/usr/bin/netperf", "-H", from.ip, "-t", "TCP_MAERTS", "-l", strconv.Itoa(int(length.Seconds())), "-P", "0")
+		"/usr/bin/netperf", "-H", from.ip, "-t", "TCP_MAERTS", "-l", strconv.Itoa(int(length.Seconds())), "-P", "0", "--", "-K", "cubic,cubic")
 	fields := strings.Fields(out)
 	if len(fields) == 0 {
 		t.Fatalf("netperf says nothing")
