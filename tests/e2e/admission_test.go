@@ -14,7 +14,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/kubepace/kubepace/bandwidth"
 	"github.com/kubepace/kubepace/tests/e2e/cluster"
@@ -87,7 +86,7 @@ func (s *suite) quota(ctx context.Context, t *testing.T) {
 		t.Fatal(err)
 	}
 	s.awaitUsed(ctx, t, "0")
-	s.advertise(ctx, t)
+	s.awaitAdvertised(ctx, t)
 	for i := range 3 {
 		p := s.create(ctx, t, podSpec{namespace: "team-d", name: fmt.Sprintf("counted-%d", i), egress: "10M"})
 		s.awaitEnforced(ctx, t, p, "10M")
@@ -123,13 +122,22 @@ func (s *suite) awaitUsed(ctx context.Context, t *testing.T, want string) {
 	}
 }
 
-// advertise gives the nodes the resource that counted pods ask for, as README.md says under Limits.
-func (s *suite) advertise(ctx context.Context, t *testing.T) {
+// awaitAdvertised waits until the agents have given every node the resource that counted pods ask for.
+func (s *suite) awaitAdvertised(ctx context.Context, t *testing.T) {
 	t.Helper()
-	patch := []byte(`{"status": {"capacity": {"` + bandwidth.Resource + `": "90P"}}}`)
-	for _, node := range s.Nodes {
-		if _, err := s.Client.CoreV1().Nodes().Patch(ctx, node.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status"); err != nil {
-			t.Fatal(err)
+	err := cluster.Poll(ctx, 30*time.Second, func(ctx context.Context) error {
+		nodes, err := s.Client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return err
 		}
+		for _, node := range nodes.Items {
+			if _, ok := node.Status.Allocatable[bandwidth.Resource]; !ok {
+				return fmt.Errorf("%s does not advertise %s: %v", node.Name, bandwidth.Resource, node.Status.Allocatable)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatalf("%v\n%s", err, s.diagnose(ctx))
 	}
 }

@@ -40,13 +40,14 @@ func TestKubepace(t *testing.T) {
 	t.Cleanup(func() { s.results.write(t) })
 	s.client(ctx, t)
 	t.Run("network", func(t *testing.T) { s.network(ctx, t) })
-	s.before = s.snapshots(ctx, t)
+	s.before = s.settled(ctx, t)
 	s.install(ctx, t)
 	s.namespace(ctx, t, "team-a", nil)
 	s.reference10M = s.create(ctx, t, podSpec{namespace: "team-a", name: "reference", node: "node1", egress: "10M", netperf: true})
 	for _, step := range []step{
 		{"reference", s.reference},
 		{"inspect", s.inspect},
+		{"condition", s.condition},
 		{"default", s.unasked},
 		{"cap", s.greedy},
 		{"refusal", s.refused},

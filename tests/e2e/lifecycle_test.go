@@ -67,10 +67,13 @@ func (s *suite) uninstall(ctx context.Context, t *testing.T) {
 		}
 	}
 	// The last veths go a moment after their pods.
-	var last string
 	err := cluster.Poll(ctx, 30*time.Second, func(ctx context.Context) error {
-		if last = differences(s.before, s.snapshots(ctx, t)); last != "" {
-			return fmt.Errorf("a node is not what it was:\n%s", last)
+		now, err := s.snapshots(ctx)
+		if err != nil {
+			return err
+		}
+		if diff := differences(s.before, now); diff != "" {
+			return fmt.Errorf("a node is not what it was:\n%s", diff)
 		}
 		return nil
 	})

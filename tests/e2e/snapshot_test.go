@@ -7,8 +7,11 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/kubepace/kubepace/tests/e2e/cluster"
 )
 
 // snapshot is what a node's kernel holds that kubepace could have changed: the command that shows it, and its output.
@@ -26,20 +29,42 @@ var commands = []string{
 	"sysctl -a 2>/dev/null | grep -E '^(net\\.|kernel\\.unprivileged_bpf)' | grep -vE 'nf_conntrack_count|stat_refresh|random' | sort",
 }
 
-func (s *suite) snapshots(ctx context.Context, t *testing.T) map[string]snapshot {
-	t.Helper()
+func (s *suite) snapshots(ctx context.Context) (map[string]snapshot, error) {
 	all := map[string]snapshot{}
 	for _, node := range s.Nodes {
 		all[node.Name] = snapshot{}
 		for _, command := range commands {
 			out, err := node.Output(ctx, "sh", "-c", command)
 			if err != nil {
-				t.Fatalf("%s: %s: %v", node.Name, command, err)
+				return nil, fmt.Errorf("%s: %w", node.Name, err)
 			}
 			all[node.Name][command] = out
 		}
 	}
-	return all
+	return all, nil
+}
+
+// settled waits until nothing changes any more: a bridge that lost its last pod says so a second later.
+func (s *suite) settled(ctx context.Context, t *testing.T) map[string]snapshot {
+	t.Helper()
+	var former, now map[string]snapshot
+	err := cluster.Poll(ctx, time.Minute, func(ctx context.Context) (err error) {
+		if former, err = s.snapshots(ctx); err != nil {
+			return err
+		}
+		time.Sleep(2 * time.Second)
+		if now, err = s.snapshots(ctx); err != nil {
+			return err
+		}
+		if diff := differences(former, now); diff != "" {
+			return fmt.Errorf("the nodes change by themselves:\n%s", diff)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return now
 }
 
 // differences between what the nodes were and what they are, empty where there is none.
