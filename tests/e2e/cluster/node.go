@@ -133,7 +133,39 @@ func (n *Node) alive() error {
 func (n *Node) stop() {
 	// Gone already is fine. Process 1 takes everything in its process namespace with it.
 	_ = n.cmd.Process.Kill()
-	<-n.ended
+	for {
+		select {
+		case <-n.ended:
+			return
+		case <-time.After(100 * time.Millisecond):
+			reapOrphans()
+		}
+	}
+}
+
+// reapOrphans waits for ended processes of nodes whose nsenter was killed before them. They are ours then, for we are process 1 where
+// nsenter ran, and their node's process 1 does not end before somebody has waited for them.
+func reapOrphans() {
+	files, _ := filepath.Glob("/proc/[0-9]*/status") // a constant pattern
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue // gone
+		}
+		inside := ""
+		for line := range strings.Lines(string(text)) {
+			// One number for each namespace: a node's processes have two, the nodes' own process 1 is waited for elsewhere.
+			if numbers, ok := strings.CutPrefix(line, "NSpid:"); ok && len(strings.Fields(numbers)) > 1 {
+				inside = strings.Fields(numbers)[1]
+			}
+		}
+		if inside == "" || inside == "1" || !bytes.Contains(text, []byte("\nState:\tZ")) || !bytes.Contains(text, []byte("\nPPid:\t1\n")) {
+			continue
+		}
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file))); err == nil {
+			_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) // gone already is fine
+		}
+	}
 }
 
 // Command is a command inside the node, as its administrator would call it.
