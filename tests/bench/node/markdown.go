@@ -24,6 +24,7 @@ func (r *Result) markdown() string {
 	r.writeVerdicts(&b)
 	r.writeSteady(&b)
 	r.writeChurn(&b)
+	r.writeCluster(&b)
 	b.WriteString("\n")
 	return b.String()
 }
@@ -114,6 +115,34 @@ func (r *Result) writeChurn(b *strings.Builder) {
 	row("resident, MiB", number(mib(c.Before.Memory.Resident)), number(mib(c.After.Memory.Resident)))
 	row("BPF maps, programs on the whole machine", fmt.Sprintf("%d, %d", c.Before.Maps, c.Before.Programs), fmt.Sprintf("%d, %d", c.After.Maps, c.After.Programs))
 	fmt.Fprintf(b, "\nResident over the time, MiB: %s.\n", strings.Trim(fmt.Sprint(c.Resident), "[]"))
+}
+
+func (r *Result) writeCluster(b *strings.Builder) {
+	c := r.Cluster
+	if c == nil {
+		return
+	}
+	nodes := float64(c.Nodes)
+	fmt.Fprintf(b, "\n%d nodes with %d limited pods each, on one kube-apiserver: %.0f watches are open for each node. %d pods change their limit in the last column.\n",
+		c.Nodes, c.PodsPerNode, float64(c.Watches)/nodes, c.RolledPods)
+	phases := []Phase{c.Start, c.Idle, c.Roll}
+	names := map[string]bool{}
+	for _, ph := range phases {
+		for name := range ph.Requests {
+			names[name] = true
+		}
+	}
+	b.WriteString("\n| for each node | start | at rest, a minute | for each changed pod |\n|---|---|---|---|\n")
+	row := func(what string, of func(Phase) float64) {
+		fmt.Fprintf(b, "| %s | %s | %s | %s |\n", what, number(of(c.Start)/nodes), number(of(c.Idle)/nodes/c.Idle.Seconds*60), number(of(c.Roll)/float64(max(1, c.RolledPods))))
+	}
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		row("requests: "+name, func(ph Phase) float64 { return float64(ph.Requests[name]) })
+	}
+	row("KB from the API server", func(ph Phase) float64 { return float64(ph.Down) / 1000 })
+	row("KB to the API server", func(ph Phase) float64 { return float64(ph.Up) / 1000 })
+	fmt.Fprintf(b, "\nAll %d agents together: started within %.0f s; at rest %s KB/s from the API server and %s KB/s to it.\n", c.Nodes, c.Start.Seconds,
+		number(float64(c.Idle.Down)/1000/c.Idle.Seconds), number(float64(c.Idle.Up)/1000/c.Idle.Seconds))
 }
 
 // replaceSection writes between the marks of the file.

@@ -39,6 +39,11 @@ func measure(ctx context.Context, p plan, command []string, wanted func(part str
 			return nil, fmt.Errorf("pods from the API server: %w", err)
 		}
 	}
+	if wanted(partCluster) {
+		if err := r.cluster(ctx); err != nil {
+			return nil, fmt.Errorf("many nodes: %w", err)
+		}
+	}
 	r.Seconds = time.Since(began).Seconds()
 	return r, nil
 }

@@ -18,6 +18,7 @@ type Result struct {
 	Steady  []*Steady `json:"steady"`
 	Churn   *Churn    `json:"churn,omitempty"`
 	Burst   *Burst    `json:"pods_at_once,omitempty"`
+	Cluster *Cluster  `json:"cluster,omitempty"`
 }
 
 // leaked is an error where something was held after the churn that was not before.
