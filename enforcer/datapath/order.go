@@ -218,11 +218,11 @@ func (d *Datapath) Disturbed() bool {
 }
 
 func (d *Datapath) disturbed(ifindex int) bool {
-	result, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: ebpf.AttachTCXIngress})
+	first, err := firstByTCX(ifindex)
 	if err != nil {
 		return false // the device is gone, and links' changes are told
 	}
-	if len(result.Programs) > 0 && result.Programs[0].ID == d.program {
+	if first == d.program {
 		return false
 	}
 	// An earlier agent's program, kept because ours could not replace it, is as good.

@@ -196,7 +196,7 @@ func (p *plane) phase(ctx context.Context, agents func() *agents, do func() erro
 func isAgents(name string) bool {
 	switch name {
 	case "list pods", "watch pods", "patch pods/status", "list nodes", "get nodes", "watch nodes", "patch nodes/status",
-		"get leases", "create leases", "update leases", "patch leases", "create events", "patch events":
+		"get leases", "create leases", "patch leases", "create events", "patch events":
 		return true
 	}
 	return false

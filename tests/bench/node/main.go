@@ -44,7 +44,7 @@ func run(args []string) int {
 	binary := fs.String("binary", "bin/kubepace-enforcer", "`file` of the agent")
 	out := fs.String("out", "build/bench", "`folder` for node.json and node.svg")
 	docs := fs.String("docs", "docs/benchmarks-node.md", "`file` that gets the tables; empty for none")
-	only := fs.StringSlice("only", parts, "`parts` to measure; without all of them the documentation stays as it is")
+	only := fs.StringSlice("only", parts, "`parts` to measure; what node.json has of the others is kept")
 	extra := fs.StringArray("agent-flag", nil, "`flag` for the agent besides those that it gets; as often as wanted")
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, pflag.ErrHelp) {
@@ -62,10 +62,10 @@ func run(args []string) int {
 	if *quick {
 		p = brief
 	}
-	if len(*only) < len(parts) {
-		*docs = ""
-	}
 	result, err := measure(ctx, p, append([]string{*binary}, *extra...), func(part string) bool { return slices.Contains(*only, part) })
+	if err == nil && len(*only) < len(parts) {
+		err = result.keep(filepath.Join(*out, "node.json"))
+	}
 	if err == nil {
 		err = write(result, *out, *docs)
 	}

@@ -21,6 +21,9 @@ func (r *Result) markdown() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "\nA %s run of `make bench-node` on %d processors, Linux %s, begun %s, took %.0f s; the machine's load before was %.1f.\n",
 		r.Plan.Mode, r.CPUs, r.Kernel, r.Started, r.Seconds, r.Load)
+	if r.Kept != "" {
+		fmt.Fprintf(&b, "Some parts are of an earlier run, begun %s.\n", r.Kept)
+	}
 	r.writeVerdicts(&b)
 	r.writeSteady(&b)
 	r.writeChurn(&b)
