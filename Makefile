@@ -51,10 +51,9 @@ test-datapath: build root-here ## the enforcer on this machine's kernel, in netw
 	KUBEPACE_ENFORCER=$(CURDIR)/bin/kubepace-enforcer KUBEPACE_ENFORCER_NEXT=$(CURDIR)/bin/kubepace-enforcer-next KUBEPACE_MAY_SKIP='kernel needs CONFIG_NET_SCH_' $(gotest) $(if $(FULL),,-short) -count=1 -p 1 $(kernel_packages)
 
 .PHONY: test-node
-test-node: build root-here ## the enforcer beside real CNI plugins, and while a real API server is away; needs root
+test-node: build root-here ## the enforcer beside real CNI plugins, and while the API server is away; needs root
 	$(install) kernel
-	assets=$$(tests/kube/build.sh etcd kube-apiserver kubectl) && plugins=$$(tests/bench/cni/build.sh --folder) && \
-	KUBEBUILDER_ASSETS=$$assets KUBEPACE_CNI_PLUGINS=$$plugins KUBEPACE_ENFORCER=$(CURDIR)/bin/kubepace-enforcer $(gotest) $(if $(FULL),,-short) -count=1 ./tests/cnilab
+	plugins=$$(tests/bench/cni/build.sh --folder) && KUBEPACE_CNI_PLUGINS=$$plugins KUBEPACE_ENFORCER=$(CURDIR)/bin/kubepace-enforcer $(gotest) $(if $(FULL),,-short) -count=1 ./tests/cnilab
 
 .PHONY: test-vm
 test-vm: build root-here ## the same in QEMU on Debian's kernels: KERNELS="5.10 6.1 6.12 7"; FULL=6.12 at length there; needs root
