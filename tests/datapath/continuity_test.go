@@ -43,7 +43,7 @@ func TestContinuity(t *testing.T) {
 	bound := 65536 + bytesIn(continuityRate, horizon)
 	quiet := time.Hour
 	for range 3 { // a busy machine makes silences of its own
-		c := n.throughEverything(next)
+		c, began := n.throughEverything(next)
 		burst, longest, at := c.Burst(float64(continuityRate)), time.Duration(0), time.Duration(0)
 		for i := 1; i < len(c.Packets); i++ {
 			if gap := c.Packets[i].At - c.Packets[i-1].At; gap > longest {
@@ -55,7 +55,7 @@ func TestContinuity(t *testing.T) {
 		if burst > bound {
 			t.Errorf("a burst of %d bytes over the limit; 64 KB + limit × horizon is %d", burst, bound)
 		}
-		n.checkStages(c)
+		n.checkStages(c, began)
 		if quiet <= maxSilence {
 			break
 		}
@@ -68,51 +68,52 @@ func TestContinuity(t *testing.T) {
 // stages are what happens to the agent, one after the other.
 var stages = []string{"with the agent", "after SIGKILL", "started again", "another version", "after its SIGKILL", "the first version"}
 
-// throughEverything is what leaves the pod meanwhile.
-func (n *node) throughEverything(next string) traffic.Capture {
+// throughEverything is what leaves the pod meanwhile, and when each stage began. The transfer goes on until the last
+// stage is over, however long a busy machine takes for it.
+func (n *node) throughEverything(next string) (c traffic.Capture, began []time.Time) {
 	n.t.Helper()
 	first, netnsDir := n.binary, filepath.Dir(n.Pods[0].NetnsPath)
-	d := time.Duration(len(stages)) * stage
 	l := &lab{Topology: n.Topology, t: n.t}
-	return l.meter(func() {
-		began := time.Now()
-		// Whatever a stage needs, the next begins when it is due.
-		due := func(i int) { time.Sleep(time.Until(began.Add(time.Duration(i) * stage))) }
+	c = l.meter(func() {
+		ctx, end := context.WithCancel(context.Background())
 		var wg sync.WaitGroup
+		defer wg.Wait()
+		defer end()
 		wg.Go(func() {
-			_, err := traffic.TCP(context.Background(), traffic.TCPOptions{
-				From: n.Pods[0], To: n.Host, Addr: n.Remote, Congestion: "cubic", Duration: d,
+			_, err := traffic.TCP(ctx, traffic.TCPOptions{
+				From: n.Pods[0], To: n.Host, Addr: n.Remote, Congestion: "cubic", Duration: time.Hour,
 			})
 			if err != nil {
 				n.t.Errorf("TCP: %v", err)
 			}
 		})
 		wg.Go(func() {
-			_, err := traffic.UDP(context.Background(), traffic.UDPOptions{
-				From: n.Pods[0], To: n.Host, Addr: n.Remote, Rate: float64(continuityRate), Size: 1200, Duration: d,
+			_, err := traffic.UDP(ctx, traffic.UDPOptions{
+				From: n.Pods[0], To: n.Host, Addr: n.Remote, Rate: float64(continuityRate), Size: 1200, Duration: time.Hour,
 			})
 			if err != nil {
 				n.t.Errorf("UDP: %v", err)
 			}
 		})
-		defer wg.Wait()
-		due(1)
-		n.kill(syscall.SIGKILL)
-		due(2)
-		n.start(netnsDir)
-		n.adopted()
-		due(3)
-		n.kill(syscall.SIGTERM) // as a rolling update does
-		n.binary = next
-		n.start(netnsDir)
-		n.adopted()
-		due(4)
-		n.kill(syscall.SIGKILL)
-		due(5)
-		n.binary = first
-		n.start(netnsDir)
-		n.adopted()
-	}).From(n.Pods[0].Addr)
+		run := func(binary string) {
+			n.binary = binary
+			n.start(netnsDir)
+			n.adopted()
+		}
+		for _, step := range []func(){
+			func() {},
+			func() { n.kill(syscall.SIGKILL) },
+			func() { run(first) },
+			func() { n.kill(syscall.SIGTERM); run(next) }, // as a rolling update does
+			func() { n.kill(syscall.SIGKILL) },
+			func() { run(first) },
+		} {
+			step()
+			began = append(began, time.Now())
+			time.Sleep(stage)
+		}
+	})
+	return c.From(n.Pods[0].Addr), began
 }
 
 // adopted waits until this version's maps hold the pod: until then its list fails where they were another's.
@@ -127,10 +128,10 @@ func (n *node) adopted() {
 }
 
 // checkStages: both transfers went on through each of the stages, and together they used the limit.
-func (n *node) checkStages(c traffic.Capture) {
+func (n *node) checkStages(c traffic.Capture, began []time.Time) {
 	n.t.Helper()
 	for i, name := range stages {
-		from := c.First() + time.Duration(i)*stage
+		from := began[i].Sub(c.Started)
 		part := map[uint8]int64{}
 		for _, p := range c.Packets {
 			if p.At >= from && p.At < from+stage {
