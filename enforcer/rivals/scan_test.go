@@ -19,7 +19,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// node is a network namespace with a bpffs, where limiters are put together from what they leave in the kernel.
+// lab is a network namespace with a bpffs, where limiters are put together from what they leave in the kernel.
 type lab struct {
 	*testing.T
 	bpffs   string
