@@ -31,14 +31,15 @@ type command struct {
 var commands = []command{
 	{"run", "the agent: keeps the limits of this node's pods (the default)", runFlags, (*options).validateRun, runAgent},
 	{"list", "the limited pods: limit, mode, rate now, what was delayed and dropped", listFlags, (*options).validateList, runList},
+	{"top", "the same live: rate against limit, backlog, what is dropped and marked each second; q ends it", topFlags, (*options).validateTop, runTop},
 	{"status", "this node: mode and why, exit devices, kernel features, agent", statusFlags, (*options).validateStatus, runStatus},
 	{"cleanup", "remove every limit and restore the qdiscs, once the agent is stopped", cleanupFlags, (*options).validateCommon, runCleanup},
 	{"version", "the version of this program", nil, nil, runVersion},
 }
 
 const about = `kubepace-enforcer makes the kernel keep the egress limits (annotation kubernetes.io/egress-bandwidth) of the pods on
-this node. The limits are kernel state: they stay in force while the agent is down, and "list" and "status" see them
-then. Needs root, or the capabilities BPF, NET_ADMIN, PERFMON and SYS_ADMIN.
+this node. The limits are kernel state: they stay in force while the agent is down, and "list", "top" and "status"
+see them then. Needs root, or the capabilities BPF, NET_ADMIN, PERFMON and SYS_ADMIN.
 
 Usage: kubepace-enforcer [command] [flags]
 

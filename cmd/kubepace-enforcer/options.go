@@ -52,6 +52,7 @@ type options struct {
 
 	Output   string
 	Interval time.Duration
+	Once     bool
 
 	level     zapcore.Level // from LogLevel
 	advertise node.Policy   // from Advertise and Overcommit
@@ -92,6 +93,13 @@ func listFlags(o *options, fs *pflag.FlagSet) {
 	commonFlags(o, fs)
 	outputFlag(o, fs)
 	fs.DurationVar(&o.Interval, "interval", o.Interval, "time between the two readings that RATE NOW comes from; 0 reads once")
+}
+
+func topFlags(o *options, fs *pflag.FlagSet) {
+	commonFlags(o, fs)
+	fs.StringVarP(&o.Output, "output", "o", o.Output, "`format`: table, or json for one object a line")
+	fs.DurationVar(&o.Interval, "interval", o.Interval, "time from one frame to the next, at least 100ms")
+	fs.BoolVar(&o.Once, "once", o.Once, "one frame, after one interval")
 }
 
 func statusFlags(o *options, fs *pflag.FlagSet) {
@@ -203,6 +211,14 @@ func (o *options) validateList() error {
 	errs := []error{o.validateCommon(), o.checkOutput()}
 	if o.Interval < 0 {
 		errs = append(errs, fmt.Errorf("--interval %s is negative", o.Interval))
+	}
+	return errors.Join(errs...)
+}
+
+func (o *options) validateTop() error {
+	errs := []error{o.validateCommon(), o.checkOutput()}
+	if o.Interval < 100*time.Millisecond {
+		errs = append(errs, fmt.Errorf("--interval %s is below 100ms", o.Interval))
 	}
 	return errors.Join(errs...)
 }

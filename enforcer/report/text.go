@@ -34,7 +34,7 @@ func (l List) WriteText(w io.Writer) error {
 	t := newTable(w, "POD", "DEVICE", "LIMIT", "MODE", "RATE NOW", "DELAYED", "MARKED", "DROPPED")
 	for _, r := range l.Rows {
 		c := r.Counters
-		t.row(r.String(), deviceNames(r.Devices), dash(r.Limit), r.Mode, Rate(r.RateBPS), count(c.Delayed), count(c.Marked), count(c.Dropped))
+		t.row(clean(r.String()), clean(deviceNames(r.Devices)), dash(r.Limit), r.Mode, Rate(r.RateBPS), count(c.Delayed), count(c.Marked), count(c.Dropped))
 	}
 	if err := t.flush(); err != nil {
 		return err
@@ -48,18 +48,22 @@ func (l List) WriteText(w io.Writer) error {
 			fmt.Fprintln(w)
 			first = false
 		}
-		what := "not enforced"
-		switch {
-		case r.Enforced:
-			what = "note"
-		case r.Mode != ModeNone:
-			what = "enforced in part"
-		}
-		if _, err := fmt.Fprintf(w, "%s: %s: %s\n", r.String(), what, r.Reason); err != nil {
+		if _, err := fmt.Fprintf(w, "%s: %s: %s\n", clean(r.String()), r.standing(), clean(r.Reason)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// standing is what a reason explains.
+func (r Row) standing() string {
+	switch {
+	case r.Enforced:
+		return "note"
+	case r.Mode != ModeNone:
+		return "enforced in part"
+	}
+	return "not enforced"
 }
 
 // WriteText writes the status for people. The first line has the form of Cilium's.
@@ -67,14 +71,14 @@ func (st Status) WriteText(w io.Writer) error {
 	var b strings.Builder
 	names := make([]string, len(st.Exits))
 	for i, d := range st.Exits {
-		names[i] = d.Name
+		names[i] = clean(d.Name)
 	}
-	fmt.Fprintf(&b, "Mode: %s (%s) [%s] [%s]\n", st.Mode, st.ModeReason, dash(st.CongestionControl), dash(strings.Join(names, ", ")))
+	fmt.Fprintf(&b, "Mode: %s (%s) [%s] [%s]\n", st.Mode, clean(st.ModeReason), dash(st.CongestionControl), dash(strings.Join(names, ", ")))
 	fmt.Fprintf(&b, "Agent: %s\n", st.Agent)
 	fmt.Fprintf(&b, "Kernel: %s\n", st.Kernel)
 	fmt.Fprintf(&b, "Pods: %d limited, %d enforced\n", st.Pods.Limited, st.Pods.Enforced)
 	for _, r := range st.Pods.NotEnforced {
-		fmt.Fprintf(&b, "  %s/%s is not enforced: %s\n", r.Namespace, r.Pod, r.Reason)
+		fmt.Fprintf(&b, "  %s/%s is not enforced: %s\n", clean(r.Namespace), clean(r.Pod), clean(r.Reason))
 	}
 	if st.Pins.Present {
 		fmt.Fprintf(&b, "Pins: %s, %d pods on %d devices\n", st.Pins.Path, st.Pins.Pods, st.Pins.Devices)
@@ -88,7 +92,7 @@ func (st Status) WriteText(w io.Writer) error {
 		b.WriteString("Exit devices:\n")
 		t := newTable(&b, "  DEVICE", "QDISC", "PACED")
 		for _, d := range st.Exits {
-			t.row("  "+d.Name, d.Qdisc, yes(d.Paced, d.Reason))
+			t.row("  "+clean(d.Name), clean(d.Qdisc), clean(yes(d.Paced, d.Reason)))
 		}
 		if err := t.flush(); err != nil {
 			return err
@@ -98,7 +102,7 @@ func (st Status) WriteText(w io.Writer) error {
 		if i == 0 {
 			b.WriteString("Problems:\n")
 		}
-		fmt.Fprintf(&b, "  %s\n", p)
+		fmt.Fprintf(&b, "  %s\n", clean(p))
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
