@@ -73,7 +73,9 @@ type Options struct {
 	OtherLimiters rivals.Policy
 	// Problems are what went wrong before, and keeps nobody from enforcing; they are shown in the status. Optional.
 	Problems []error
-	Log      logr.Logger
+	// Passed is told how long each pass took. Optional.
+	Passed func(took time.Duration)
+	Log    logr.Logger
 	// StatusFile is written whenever something changed. Optional.
 	StatusFile string
 	Identity   Identity

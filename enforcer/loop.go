@@ -98,7 +98,11 @@ func (e *Enforcer) Run(ctx context.Context) error {
 	defer ticker.Stop()
 	reason := Resync
 	for {
+		start := e.now()
 		e.pass(reason)
+		if e.opts.Passed != nil {
+			e.opts.Passed(e.now().Sub(start))
+		}
 		retry := time.NewTimer(e.untilRetry())
 		select {
 		case <-ctx.Done():

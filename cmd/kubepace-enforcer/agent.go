@@ -18,6 +18,7 @@ import (
 	"github.com/kubepace/kubepace/enforcer/cni"
 	"github.com/kubepace/kubepace/enforcer/datapath"
 	"github.com/kubepace/kubepace/enforcer/device"
+	"github.com/kubepace/kubepace/enforcer/metrics"
 	"github.com/kubepace/kubepace/enforcer/pods"
 	"github.com/kubepace/kubepace/enforcer/qdisc"
 	"github.com/kubepace/kubepace/enforcer/rivals"
@@ -175,11 +176,18 @@ func (k *kernel) close() {
 
 // serveAgent runs the loop and what feeds it; the first that fails ends all.
 func serveAgent(ctx context.Context, o *options, log logr.Logger, in input, k *kernel) error {
-	e, err := enforcer.New(enforcer.Options{
+	var e *enforcer.Enforcer
+	figures := metrics.New(metrics.Options{
+		States: k.datapath.States, Status: func() enforcer.Status { return e.Status() },
+		Repairs: func() map[datapath.Cause]uint64 { return e.Repairs() }, Version: version(), Node: o.NodeName, Pods: o.MetricsPods,
+	})
+	var err error
+	e, err = enforcer.New(enforcer.Options{
 		Source: in.source, Datapath: k.datapath, Qdiscs: k.qdiscs, Observer: in.observer, Veths: o.PodFq, Resync: o.Resync,
 		Problems: setSysctls(o, log),
 		Rivals:   k.rivals, OtherLimiters: rivals.Policy(o.OtherLimiters),
 		Scan:       func() (enforcer.Scan, error) { return k.finder.Scan() },
+		Passed:     figures.Passed,
 		Log:        log,
 		StatusFile: enforcer.StatusPath(o.RunDir),
 		Identity:   enforcer.Identity{Version: version(), Node: o.NodeName, Source: in.name, Started: time.Now().UTC().Truncate(time.Second)},
@@ -213,6 +221,6 @@ func serveAgent(ctx context.Context, o *options, log logr.Logger, in input, k *k
 		return k.finder.WatchNetns(ctx, func() { e.Poke(enforcer.DevicesChanged) })
 	})
 	run("health", func(ctx context.Context) error { return serveHealth(ctx, o.HealthAddress, e) })
-	run("metrics", func(ctx context.Context) error { return serveMetrics(ctx, o.MetricsAddress, e) })
+	run("metrics", func(ctx context.Context) error { return serveMetrics(ctx, o.MetricsAddress, figures) })
 	return group.Wait()
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/kubepace/kubepace/enforcer/cni"
 	"github.com/kubepace/kubepace/enforcer/datapath"
 	"github.com/kubepace/kubepace/enforcer/device"
+	"github.com/kubepace/kubepace/enforcer/metrics"
 	"github.com/kubepace/kubepace/enforcer/node"
 	"github.com/kubepace/kubepace/enforcer/rivals"
 	"github.com/kubepace/kubepace/enforcer/sysctl"
@@ -48,6 +49,7 @@ type options struct {
 
 	HealthAddress  string
 	MetricsAddress string
+	MetricsPods    int
 	LogLevel       string
 
 	Output   string
@@ -64,7 +66,8 @@ func defaultOptions() *options {
 		BPFFS: datapath.DefaultBPFFS, RunDir: enforcer.DefaultRunDir, NetnsDir: device.DefaultNetnsDir,
 		CNICacheDir: cni.DefaultDir, OtherLimiters: string(rivals.StandDown), ProcSys: sysctl.DefaultRoot,
 		PodFq: true, Resync: enforcer.DefaultResync, HealthAddress: "0", MetricsAddress: "0", LogLevel: "info",
-		Output: "table", Interval: time.Second,
+		MetricsPods: metrics.DefaultPods,
+		Output:      "table", Interval: time.Second,
 	}
 }
 
@@ -86,6 +89,7 @@ func runFlags(o *options, fs *pflag.FlagSet) {
 	fs.DurationVar(&o.Resync, "resync", o.Resync, "how often everything is compared with the kernel, events or not")
 	fs.StringVar(&o.HealthAddress, "health-address", o.HealthAddress, "`host:port` for /healthz and /readyz; 0 serves none")
 	fs.StringVar(&o.MetricsAddress, "metrics-address", o.MetricsAddress, "`host:port` for /metrics; 0 serves none")
+	fs.IntVar(&o.MetricsPods, "metrics-pods", o.MetricsPods, "how many pods have metrics under their own names; the others are summed under (other), 0 sums all")
 	logFlag(o, fs)
 }
 
@@ -185,6 +189,9 @@ func (o *options) validateRun() error {
 	errs = append(errs, absolute("--proc-sys", o.ProcSys))
 	if !rivals.Policy(o.OtherLimiters).Valid() {
 		errs = append(errs, fmt.Errorf("--other-limiters %q is neither %s nor %s", o.OtherLimiters, rivals.StandDown, rivals.TakeOver))
+	}
+	if o.MetricsPods < 0 {
+		errs = append(errs, fmt.Errorf("--metrics-pods %d is negative", o.MetricsPods))
 	}
 	if o.Resync < time.Second {
 		errs = append(errs, fmt.Errorf("--resync %s is below 1s", o.Resync))

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/kubepace/kubepace/enforcer/report"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -35,6 +37,9 @@ func TestParse(t *testing.T) {
 	if o, err := parse(t, "--node-name=n", "--advertise=off"); err != nil || !o.advertise.Off() || o.Namespace != "kubepace-system" {
 		t.Errorf("options %+v, %v", o, err)
 	}
+	if o, err := parse(t, "top", "--once", "--interval=100ms"); err != nil || !o.Once || o.Interval != 100*time.Millisecond {
+		t.Errorf("options %+v, %v", o, err)
+	}
 	t.Setenv("NODE_NAME", "node2")
 	if o, err := parse(t); err != nil || o.NodeName != "node2" {
 		t.Errorf("options %+v, %v; want the node from the environment", o, err)
@@ -59,6 +64,8 @@ func TestParseRefuses(t *testing.T) {
 			[]string{"--node-name", "--resync", "--netns-dir", "--cni-cache-dir", "--bpffs", "--run-dir", "--health-address", "--metrics-address", "--exit-devices", "--other-limiters", "--proc-sys", "--log-level"}},
 		{"list -o yaml --interval=-1s", []string{"--output", "--interval"}},
 		{"status -o yaml", []string{"--output"}},
+		{"--node-name=x --metrics-pods=-1", []string{"--metrics-pods"}},
+		{"top -o yaml --interval=0", []string{"--output", "--interval"}},
 		{"list extra", []string{`unexpected argument "extra"`}},
 		{"list --node-name=x", []string{"unknown flag"}},
 		{"lst", []string{`unknown command "lst"`}},
@@ -78,6 +85,7 @@ func TestHelpAndVersion(t *testing.T) {
 		"help":           "Commands:",
 		"run --help":     "--pod-manifests folder",
 		"list --help":    "--interval",
+		"top --help":     "--once",
 		"status --help":  "--exit-devices names",
 		"cleanup --help": "--run-dir folder",
 		"version":        "kubepace-enforcer ",
@@ -90,5 +98,29 @@ func TestHelpAndVersion(t *testing.T) {
 	var out, errOut bytes.Buffer
 	if code := run([]string{"lst"}, &out, &errOut); code != 2 || !strings.Contains(errOut.String(), "see kubepace-enforcer --help") {
 		t.Errorf("exit code %d, errors %q; want 2 with a hint", code, errOut.String())
+	}
+}
+
+func TestScreenFor(t *testing.T) {
+	for _, test := range []struct {
+		onTerminal bool
+		env        string
+		want       report.Screen
+	}{
+		{true, "LANG=en_US.UTF-8", report.Screen{Colour: true, Blocks: true}},
+		{true, "LANG=de_DE.utf8 NO_COLOR=1 COLUMNS=20", report.Screen{Blocks: true}},
+		{true, "LC_ALL=C LANG=en_US.UTF-8", report.Screen{Colour: true}},
+		{true, "", report.Screen{Colour: true}},
+		{false, "LANG=en_US.UTF-8 COLUMNS=100", report.Screen{Width: 100}},
+		{false, "COLUMNS=-3", report.Screen{}},
+	} {
+		env := map[string]string{}
+		for _, pair := range strings.Fields(test.env) {
+			name, value, _ := strings.Cut(pair, "=")
+			env[name] = value
+		}
+		if got := screenFor(test.onTerminal, func(name string) string { return env[name] }); got != test.want {
+			t.Errorf("terminal %v, environment %q: %+v; want %+v", test.onTerminal, test.env, got, test.want)
+		}
 	}
 }

@@ -85,7 +85,7 @@ func (f Frame) title(s Screen) string {
 		text += "  over " + f.Elapsed.Round(10*time.Millisecond).String()
 	}
 	if !f.AgentRunning {
-		return s.paint(bold, s.fit(text+"  agent not running: limits that are in the kernel stay in force"))
+		return s.paint(bold, s.fit(text+"  agent down, limits stay in force"))
 	}
 	return s.paint(bold, s.fit(text))
 }
@@ -198,7 +198,7 @@ func (f Frame) columns(s Screen) []column {
 		}
 		columns = append(columns[:last], columns[last+1:]...)
 	}
-	columns[0].width = min(name, columns[0].width+max(0, s.Width-total()))
+	columns[0].width = min(name, columns[0].width+s.Width-total())
 	for i := range columns {
 		if columns[i].title == "USE" {
 			columns[i].width = min(mostBar, columns[i].width+max(0, s.Width-total()))
@@ -228,7 +228,7 @@ func (f Frame) allColumns(s Screen, name, device int) []column {
 	}
 	return []column{
 		{title: "POD", width: name, left: true, cell: func(u Use) string { return narrow(u.String()) }},
-		{title: "LIMIT", width: 6, rank: 2, cell: func(u Use) string { return dash(u.Limit) }},
+		{title: "LIMIT", width: 6, rank: 2, cell: func(u Use) string { return limit(u.Row) }},
 		{title: "NOW", width: 5, rank: 1, cell: func(u Use) string { return f.rate(u.RateBPS) }},
 		{title: "USE", width: bar, left: true, rank: 4, sgr: useColour},
 		{title: "", width: 4, rank: 3, sgr: useColour, cell: func(u Use) string {
@@ -328,6 +328,14 @@ func (s Screen) bar(use float64, width int) string {
 		full++
 	}
 	return text + strings.Repeat("░", width-full)
+}
+
+// limit in few characters: rounded where its exact text is longer.
+func limit(r Row) string {
+	if len(r.Limit) > len("1500k") {
+		return Rate(r.LimitBPS)
+	}
+	return dash(r.Limit)
 }
 
 // backlog of at most seven characters.

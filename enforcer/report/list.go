@@ -34,7 +34,12 @@ type Row struct {
 	BacklogMs float64           `json:"backlog_ms"`
 	HorizonMs float64           `json:"horizon_ms"`
 	Counters  datapath.Counters `json:"counters"`
-	Reason    string            `json:"reason,omitempty"` // why it is not enforced, or only in part
+	// Held: the kernel has state of this pod, and Counters are its own.
+	Held   bool   `json:"-"`
+	Reason string `json:"reason,omitempty"` // why it is not enforced, or only in part
+	// Code is the agent's word for how the limit stands, such as "Pacing" or "HostNetwork"; where the kernel says
+	// otherwise it is "NotAttached". Empty where no agent knows the pod.
+	Code enforcer.Code `json:"code,omitempty"`
 }
 
 // List is what ListPods found.
@@ -103,6 +108,13 @@ func (s Source) read() ([]datapath.State, error) {
 	return states, err
 }
 
+// CodeNotAttached is what the kernel knows better than any agent: a limit is there, and on some device of the pod
+// nothing that keeps it.
+const CodeNotAttached enforcer.Code = "NotAttached"
+
+// Rows are the limited pods of one reading, sorted by namespace and name, without rates.
+func Rows(states []datapath.State, status enforcer.Status) []Row { return rows(nil, states, 0, status) }
+
 func rows(before, after []datapath.State, elapsed time.Duration, status enforcer.Status) []Row {
 	then := map[string]datapath.Counters{}
 	for _, s := range before {
@@ -134,7 +146,7 @@ func rows(before, after []datapath.State, elapsed time.Duration, status enforcer
 func fromKernel(s datapath.State, v enforcer.Verdict) Row {
 	r := Row{
 		Pod: s.Pod, Devices: s.Devices, LimitBPS: s.Rate.BitsPerSecond(), Mode: s.Mode.String(), Enforced: len(s.Devices) > 0,
-		BacklogMs: milliseconds(s.Backlog), HorizonMs: milliseconds(s.Horizon), Counters: s.Counters, Reason: v.Reason,
+		BacklogMs: milliseconds(s.Backlog), HorizonMs: milliseconds(s.Horizon), Counters: s.Counters, Reason: v.Reason, Code: v.Code, Held: true,
 	}
 	if r.Devices == nil {
 		r.Devices = []datapath.Device{}
@@ -144,6 +156,9 @@ func fromKernel(s datapath.State, v enforcer.Verdict) Row {
 		if d.Hook != datapath.HookNone {
 			attached++
 		}
+	}
+	if attached < len(s.Devices) || attached == 0 {
+		r.Code = CodeNotAttached
 	}
 	switch {
 	case s.Rate == 0:
@@ -161,12 +176,12 @@ func fromKernel(s datapath.State, v enforcer.Verdict) Row {
 }
 
 func fromVerdict(v enforcer.Verdict) Row {
-	r := Row{Pod: v.Pod, Devices: []datapath.Device{}, LimitBPS: v.Limit.BitsPerSecond(), Mode: ModeNone, Reason: v.Reason}
+	r := Row{Pod: v.Pod, Devices: []datapath.Device{}, LimitBPS: v.Limit.BitsPerSecond(), Mode: ModeNone, Reason: v.Reason, Code: v.Code}
 	if v.Limit != 0 {
 		r.Limit = v.Limit.String()
 	}
 	if v.Enforced {
-		r.Reason = "the agent had enforced it, and the kernel holds nothing"
+		r.Reason, r.Code = "the agent had enforced it, and the kernel holds nothing", CodeNotAttached
 	}
 	return r
 }
