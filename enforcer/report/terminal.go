@@ -17,7 +17,8 @@ const (
 	// A screen of its own without a cursor, and lines that are cut rather than wrapped; and the way back.
 	enterScreen = "\x1b[?1049h\x1b[?25l\x1b[?7l"
 	leaveScreen = "\x1b[?7h\x1b[?25h\x1b[?1049l"
-	// Each line is written over the old one and its rest erased, so that nothing flickers.
+	// Each line is erased before it is written: after one as long as the window the cursor is still on its last
+	// character, and erasing then would take that.
 	home, eraseLine, eraseBelow = "\x1b[H", "\x1b[K", "\x1b[J"
 	// glance is how often the keyboard and the window's size are looked at.
 	glance = 100 * time.Millisecond
@@ -72,14 +73,19 @@ func (t *Terminal) Show(f Frame) error {
 	t.width, t.height = t.size()
 	screen := t.screen
 	screen.Width, screen.Height = t.width, t.height
-	_, err := t.out.WriteString(inPlace(f.Text(screen)))
+	_, err := t.out.WriteString(inPlace(f.Text(screen), t.height))
 	return err
 }
 
-// inPlace turns lines into what writes them over those of the last frame. The last one is not ended: it would scroll.
-func inPlace(text string) string {
+// inPlace turns lines into what writes them over those of the last frame. The window's last line is not ended: that
+// would scroll.
+func inPlace(text string, height int) string {
 	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
-	return home + strings.Join(lines, eraseLine+"\r\n") + eraseLine + eraseBelow
+	rest := ""
+	if len(lines) < height {
+		rest = "\r\n" + eraseBelow
+	}
+	return home + eraseLine + strings.Join(lines, "\r\n"+eraseLine) + rest
 }
 
 // size of the window; where it tells none, what every terminal has.

@@ -221,8 +221,10 @@ func TestLinesUntilTheEnd(t *testing.T) {
 }
 
 func TestInPlace(t *testing.T) {
-	if got, want := inPlace("a\nb\n"), "\x1b[Ha\x1b[K\r\nb\x1b[K\x1b[J"; got != want {
-		t.Errorf("%q; want %q", got, want)
+	for height, want := range map[int]string{2: "\x1b[H\x1b[Ka\r\n\x1b[Kb", 3: "\x1b[H\x1b[Ka\r\n\x1b[Kb\r\n\x1b[J"} {
+		if got := inPlace("a\nb\n", height); got != want {
+			t.Errorf("window of %d lines: %q; want %q", height, got, want)
+		}
 	}
 	for keys, want := range map[string]bool{"q": true, "\x03": true, "xQ": true, "x\x1b[A": false, "": false} {
 		if ends([]byte(keys)) != want {
