@@ -58,14 +58,37 @@ func TestCertManagerOverlay(t *testing.T) {
 		if strings.HasSuffix(o.GetKind(), "WebhookConfiguration") {
 			o.SetName("overlay") // the lab's own calls a URL, and an apply would merge both
 		}
-		err = s.Client.Apply(t.Context(), client.ApplyConfigurationFromUnstructured(o), client.DryRunAll, client.ForceOwnership, client.FieldOwner("overlay"))
-		if err != nil {
-			t.Errorf("%s %s: %v", o.GetKind(), o.GetName(), err)
-		}
+		applyDry(t, s, o)
 	}
 	if kinds["Issuer"] != 2 || kinds["Certificate"] != 2 || kinds["ValidatingWebhookConfiguration"] != 1 {
 		t.Errorf("kinds %v", kinds)
 	}
+}
+
+// applyDry has the API server judge an object without keeping it.
+func applyDry(t *testing.T, s *service, o *unstructured.Unstructured) {
+	t.Helper()
+	err := s.Client.Apply(t.Context(), client.ApplyConfigurationFromUnstructured(o), client.DryRunAll, client.ForceOwnership, client.FieldOwner("overlay"))
+	if err != nil {
+		t.Errorf("%s %s: %v", o.GetKind(), o.GetName(), err)
+	}
+}
+
+// TestDashboardManifest: one ConfigMap that Grafana's sidecar finds, with the dashboard in it.
+func TestDashboardManifest(t *testing.T) {
+	s := needService(t)
+	objects, err := s.Manifests("manifests/dashboard")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(objects) != 1 || objects[0].GetKind() != "ConfigMap" || objects[0].GetLabels()["grafana_dashboard"] != "1" {
+		t.Fatalf("%d objects, the first is %s %s with labels %v", len(objects), objects[0].GetKind(), objects[0].GetName(), objects[0].GetLabels())
+	}
+	text, _, err := unstructured.NestedString(objects[0].Object, "data", "kubepace.json")
+	if err != nil || !json.Valid([]byte(text)) {
+		t.Errorf("no dashboard in it: %v", err)
+	}
+	applyDry(t, s, objects[0])
 }
 
 // rules are a role's, as JSON.
