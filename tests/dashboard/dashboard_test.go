@@ -75,7 +75,8 @@ func enforcerMetrics() prometheus.Collector {
 				Pods:  []enforcer.Verdict{{Pod: pod("lost"), Code: enforcer.CodeHostNetwork}},
 			}
 		},
-		Pods: 2,
+		Repairs: func() map[datapath.Cause]uint64 { return nil },
+		Pods:    2,
 	})
 }
 
