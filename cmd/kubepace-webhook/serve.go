@@ -36,6 +36,9 @@ const webhookSuffix = ".kubepace.io"
 
 // serve runs until ctx ends; what only the leader does ends with stop, which is earlier by the drain's delay.
 func serve(ctx, stop context.Context, config *rest.Config, o *options, log logr.Logger, draining *atomic.Bool) error {
+	// Our own webhook's, about the pods that re-stamping marks: events tell of those, and the log had a line for each.
+	config = rest.CopyConfig(config)
+	config.WarningHandler = rest.NoWarnings{}
 	direct, err := client.New(config, client.Options{Scheme: scheme.Scheme})
 	if err != nil {
 		return fmt.Errorf("connect to the API server: %w", err)
