@@ -25,6 +25,8 @@ type Datapath interface {
 	Set(limit datapath.Limit) error
 	Remove(uid string) error
 	States() ([]datapath.State, error)
+	// Known is States without a look at hooks that were found as they should be.
+	Known() ([]datapath.State, error)
 	Features() datapath.Features
 	// Disturbed reports, cheaply, whether somebody took our program off a device or went before it.
 	Disturbed() bool

@@ -216,7 +216,7 @@ func (e *Enforcer) Status() Status {
 // pass compares everything that is wanted with everything that is, and changes the difference.
 func (e *Enforcer) pass(reason Reason) {
 	snapshot := e.opts.Source.Snapshot()
-	states, stateErr := e.states()
+	states, stateErr := e.states(reason)
 	problems := append(append([]error(nil), e.opts.Problems...), snapshot.Problems...)
 	if stateErr != nil {
 		problems = append(problems, stateErr)
@@ -254,8 +254,13 @@ func (e *Enforcer) pass(reason Reason) {
 	e.publish(snapshot, mode.String(), why, problems)
 }
 
-func (e *Enforcer) states() (map[string]datapath.State, error) {
-	list, err := e.opts.Datapath.States()
+// states looks at the hooks themselves where they may not be what they were.
+func (e *Enforcer) states(reason Reason) (map[string]datapath.State, error) {
+	read := e.opts.Datapath.Known
+	if reason.has(Resync | HooksChanged) {
+		read = e.opts.Datapath.States
+	}
+	list, err := read()
 	if err != nil {
 		return nil, err
 	}

@@ -46,18 +46,33 @@ func (o *Opening) get() (*datapath.Datapath, error) {
 
 // States opens the datapath where it is not open yet. The error is a *NotOpenError where that fails.
 func (o *Opening) States() ([]datapath.State, error) {
+	d, err := o.opened()
+	if err != nil {
+		return nil, err
+	}
+	return d.States()
+}
+
+// Known opens the datapath where it is not open yet, as States does.
+func (o *Opening) Known() ([]datapath.State, error) {
+	d, err := o.opened()
+	if err != nil {
+		return nil, err
+	}
+	return d.Known()
+}
+
+func (o *Opening) opened() (*datapath.Datapath, error) {
 	o.mu.Lock()
+	defer o.mu.Unlock()
 	if o.open == nil {
 		d, err := o.Open()
 		if err != nil {
-			o.mu.Unlock()
 			return nil, o.failed(err)
 		}
 		o.open = d
 	}
-	d := o.open
-	o.mu.Unlock()
-	return d.States()
+	return o.open, nil
 }
 
 func (o *Opening) failed(err error) error {

@@ -60,6 +60,8 @@ func (k *kernel) States() (list []datapath.State, err error) {
 	return list, k.statesErr
 }
 
+func (k *kernel) Known() ([]datapath.State, error) { return k.States() }
+
 func (k *kernel) Disturbed() bool { return false }
 
 func (k *kernel) Repairs() []datapath.Repair {

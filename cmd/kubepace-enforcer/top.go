@@ -39,7 +39,7 @@ func runTop(ctx context.Context, o *options, stdout, _ io.Writer) (err error) {
 	return report.Top(ctx, source, terminal, top)
 }
 
-// screenFor reads the customs of terminals: NO_COLOR, the locale's characters, and COLUMNS where there is no window.
+// screenFor reads the customs of terminals: whether colours are wanted, the locale's characters, and COLUMNS where there is no window.
 func screenFor(onTerminal bool, env func(string) string) report.Screen {
 	var s report.Screen
 	for _, name := range []string{"LC_ALL", "LC_CTYPE", "LANG"} {

@@ -32,6 +32,7 @@ type Datapath struct {
 	slots   map[uint32]bool   // in use
 	program ebpf.ProgramID    // ours
 	repairs []Repair          // since Repairs was called
+	first   map[int]bool      // devices, by ifindex, at whose hook our program was first when last looked at
 }
 
 // entry is what the agent knows of one pod's kernel state.
@@ -58,7 +59,7 @@ func Open(opts Options) (*Datapath, error) {
 	}
 	d := &Datapath{
 		opts: opts, log: opts.Log, pins: pins{root: opts.BPFFS}, features: features, loadSpec: opts.spec,
-		pods: map[string]*entry{}, slots: map[uint32]bool{},
+		pods: map[string]*entry{}, slots: map[uint32]bool{}, first: map[int]bool{},
 	}
 	if err := d.load(); err != nil {
 		return nil, explain(err)
@@ -196,7 +197,7 @@ func (d *Datapath) setDevice(e *entry, ifindex int) error {
 		}
 	}
 	record, known := e.devices[ifindex]
-	at := positionOf(d.pins, ifindex)
+	at := d.look(ifindex)
 	if known && at.first() {
 		return nil
 	}
@@ -219,7 +220,7 @@ func (d *Datapath) setDevice(e *entry, ifindex int) error {
 		}
 	}
 	e.devices[ifindex] = record
-	now := positionOf(d.pins, ifindex)
+	now := d.look(ifindex)
 	if now.behind != "" {
 		return &NotFirstError{Device: nameOf(ifindex), Behind: now.behind}
 	}
@@ -246,6 +247,7 @@ func (d *Datapath) deleteDevice(ifindex int) error {
 	if err := d.objects.KubepaceDevices.Delete(uint32(ifindex)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("delete device %d: %w", ifindex, err)
 	}
+	delete(d.first, ifindex)
 	return nil
 }
 
@@ -290,7 +292,21 @@ func (d *Datapath) release(e *entry) error {
 func (d *Datapath) States() ([]State, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return readStates(d.pins, &d.objects.EgressMaps)
+	return readStates(&d.objects.EgressMaps, d.look)
+}
+
+// Known is States without a look at the hooks that were found as they should be: with tcx each such look waits for the
+// kernel's lock of all network configuration, which on a node where many pods start at once takes longer than all else.
+// Disturbed finds what happened to them meanwhile.
+func (d *Datapath) Known() ([]State, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return readStates(&d.objects.EgressMaps, func(ifindex int) position {
+		if d.polled() && d.first[ifindex] {
+			return position{hook: HookTCX}
+		}
+		return d.look(ifindex)
+	})
 }
 
 // UIDs of all pods that have state in the kernel, sorted.

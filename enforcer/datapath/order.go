@@ -202,31 +202,46 @@ func (d *Datapath) makeFirst(ifindex int, at position) (attachment, error) {
 // changes where programs are attached by tcx, so they are asked for; this is one look at each device, cheap enough for
 // twice a second. Filters of clsact are not looked at: the kernel tells of their changes.
 func (d *Datapath) Disturbed() bool {
-	if !d.features.TCX || d.opts.clsact {
+	if !d.polled() {
 		return false
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, e := range d.pods {
-		for ifindex := range e.devices {
-			if d.disturbed(ifindex) {
-				return true
-			}
+	devices, program := d.attached()
+	for _, ifindex := range devices {
+		first, err := firstByTCX(ifindex)
+		// Where the device is gone, that is told; an earlier agent's program, kept because ours could not replace it, is
+		// as good as ours.
+		if err == nil && first != program && !positionOf(d.pins, ifindex).first() {
+			return true
 		}
 	}
 	return false
 }
 
-func (d *Datapath) disturbed(ifindex int) bool {
-	first, err := firstByTCX(ifindex)
-	if err != nil {
-		return false // the device is gone, and links' changes are told
+// polled reports whether Disturbed sees what happens to hooks.
+func (d *Datapath) polled() bool { return d.features.TCX && !d.opts.clsact }
+
+// attached returns the devices that have our program, and its id. The looks that follow may each wait for other
+// programs' changes of the network, and nobody else is to wait for them.
+func (d *Datapath) attached() (devices []int, program ebpf.ProgramID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, e := range d.pods {
+		for ifindex := range e.devices {
+			devices = append(devices, ifindex)
+		}
 	}
-	if first == d.program {
-		return false
+	return devices, d.program
+}
+
+// look asks the kernel, and keeps what Known may say.
+func (d *Datapath) look(ifindex int) position {
+	at := positionOf(d.pins, ifindex)
+	if at.first() {
+		d.first[ifindex] = true
+	} else {
+		delete(d.first, ifindex)
 	}
-	// An earlier agent's program, kept because ours could not replace it, is as good.
-	return !positionOf(d.pins, ifindex).first()
+	return at
 }
 
 // Repairs returns what Set put right since the last call.

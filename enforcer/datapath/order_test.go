@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -83,6 +84,54 @@ func (h *hooked) filter(prog *ebpf.Program, priority uint16) *netlink.BpfFilter 
 	return f
 }
 
+// untilDetached waits for the kernel, which lets go of a link that nobody holds a moment later.
+func (h *hooked) untilDetached() error {
+	for range 500 {
+		if first, err := firstByTCX(h.dev.Index); err != nil || first == 0 {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return errors.New("the program is still attached after 5 s")
+}
+
+// wantKnown compares what Known and States say of the device's hook.
+func (h *hooked) wantKnown(want Hook, behind bool) {
+	h.Helper()
+	for what, read := range map[string]func() ([]State, error){"Known": h.Known, "States": h.States} {
+		states, err := read()
+		h.must(err, what)
+		if dev := states[0].Devices[0]; dev.Hook != want || (dev.Behind != "") != behind {
+			h.Errorf("%s: device %+v; want hook %q, behind another program: %v", what, dev, want, behind)
+		}
+	}
+}
+
+// TestKnownHooks: a hook that is as it should be is not looked at again until Disturbed or States has a look; one that
+// is not is looked at each time.
+func TestKnownHooks(t *testing.T) {
+	onHook(t, false, func(h *hooked) {
+		h.wantKnown(HookTCX, false)
+		l, err := link.LoadPinnedLink(h.pins.link(h.dev.Index), nil)
+		h.must(err, "load pinned link")
+		defer l.Close()
+		h.must(l.Detach(), "detach")
+		if !h.Disturbed() {
+			h.Error("not noticed")
+		}
+		if _, err := h.States(); err != nil { // as the pass does that follows
+			h.Error(err)
+		}
+		h.wantKnown(HookNone, false)
+		h.must(h.Set(h.limit), "set again")
+		h.wantKnown(HookTCX, false)
+		h.must(h.Remove(h.limit.Pod.UID), "remove")
+		if len(h.first) != 0 {
+			h.Errorf("removed devices are still known: %v", h.first)
+		}
+	})
+}
+
 func TestWhatWasTakenOffComesBack(t *testing.T) {
 	for name, test := range map[string]struct {
 		clsact bool
@@ -94,7 +143,10 @@ func TestWhatWasTakenOffComesBack(t *testing.T) {
 			defer l.Close()
 			return l.Detach()
 		}},
-		"tcx pin deleted": {false, func(h *hooked) error { return os.Remove(h.pins.link(h.dev.Index)) }},
+		"tcx pin deleted": {false, func(h *hooked) error {
+			h.must(os.Remove(h.pins.link(h.dev.Index)), "delete the pin")
+			return h.untilDetached()
+		}},
 		"filter deleted": {true, func(h *hooked) error {
 			return netlink.FilterDel(filterOf(h.dev.Index, 0, filterPriority))
 		}},

@@ -49,10 +49,10 @@ func Read(bpffs string) ([]State, error) {
 		defer m.Close()
 		*to = m
 	}
-	return readStates(p, &maps)
+	return readStates(&maps, func(ifindex int) position { return positionOf(p, ifindex) })
 }
 
-func readStates(p pins, maps *bpf.EgressMaps) ([]State, error) {
+func readStates(maps *bpf.EgressMaps, look func(ifindex int) position) ([]State, error) {
 	devices, err := readDevices(maps.KubepaceDevices)
 	if err != nil {
 		return nil, err
@@ -64,7 +64,7 @@ func readStates(p pins, maps *bpf.EgressMaps) ([]State, error) {
 	defer done()
 	bySlot := map[uint32][]Device{}
 	for ifindex, record := range devices {
-		at := positionOf(p, ifindex)
+		at := look(ifindex)
 		dev := Device{Index: ifindex, Name: name(ifindex), Hook: at.hook, Behind: at.behind}
 		bySlot[record.Slot] = append(bySlot[record.Slot], dev)
 	}

@@ -273,10 +273,11 @@ func (f Frame) line(s Screen, columns []column, u Use) string {
 			}
 			return b.String() + blank + s.paint(red, reason)
 		}
-		text, sgr := "", plain
+		sgr := plain
 		if c.sgr != nil {
 			sgr = c.sgr(u)
 		}
+		var text string
 		if c.title == "USE" {
 			text = s.bar(u.Use, c.width)
 		} else {

@@ -92,10 +92,10 @@ func (s *Scanner) node() (node, error) {
 		return n, fmt.Errorf("list qdiscs: %w", err)
 	}
 	for _, q := range qdiscs {
-		switch a := q.Attrs(); {
-		case a.Parent == netlink.HANDLE_ROOT:
+		switch a := q.Attrs(); a.Parent {
+		case netlink.HANDLE_ROOT:
 			n.root[a.LinkIndex] = q.Type()
-		case a.Parent == netlink.HANDLE_INGRESS: // clsact's is the same number
+		case netlink.HANDLE_INGRESS: // clsact's is the same number
 			n.hook[a.LinkIndex] = true
 		}
 	}

@@ -66,7 +66,13 @@ func (s *Settings) read(name string) (string, error) {
 }
 
 func (s *Settings) write(name, value string) error {
-	if err := os.WriteFile(s.path(name), []byte(value), 0o644); err != nil {
+	// Never made where it is missing: the kernel makes these files.
+	file, err := os.OpenFile(s.path(name), os.O_WRONLY|os.O_TRUNC, 0)
+	if err == nil {
+		_, err = file.WriteString(value)
+		err = errors.Join(err, file.Close())
+	}
+	if err != nil {
 		return fmt.Errorf("write sysctl %s: %w", name, explain(name, value, err))
 	}
 	return nil

@@ -73,6 +73,8 @@ func (k *kernel) States() ([]datapath.State, error) {
 	return slices.Collect(maps.Values(k.states)), k.broken
 }
 
+func (k *kernel) Known() ([]datapath.State, error) { return k.States() }
+
 func (k *kernel) Disturbed() bool { return false }
 
 func (k *kernel) Repairs() []datapath.Repair { return nil }

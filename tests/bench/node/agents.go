@@ -173,6 +173,9 @@ func (m *memory) States() ([]datapath.State, error) {
 	return list, nil
 }
 
+// Known implements enforcer.Datapath.
+func (m *memory) Known() ([]datapath.State, error) { return m.States() }
+
 // Features implements enforcer.Datapath.
 func (m *memory) Features() datapath.Features {
 	return datapath.Features{Kernel: "none", TCX: true, Stamp: true}
