@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"net"
@@ -104,6 +105,19 @@ func (m *machine) furnish() {
 	m.plug("veth-plugged", "bwp0123456789")
 }
 
+// settle waits until the kernel has looked at the carriers of new devices, which it does at most once a second.
+func (m *machine) settle() {
+	m.t.Helper()
+	for range 100 {
+		before := m.tool("ip -d link")
+		time.Sleep(1500 * time.Millisecond)
+		if m.tool("ip -d link") == before {
+			return
+		}
+	}
+	m.t.Error("devices do not come to rest")
+}
+
 // plug is what the CNI bandwidth plugin leaves: what the pod sends goes to an IFB with a token bucket.
 func (m *machine) plug(device, name string) {
 	m.t.Helper()
@@ -115,11 +129,16 @@ func (m *machine) plug(device, name string) {
 			Rate:       1250000, Limit: 100000, Buffer: 100000,
 		}), "add tbf")
 	}
-	m.must(netlink.QdiscAdd(&netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{
+	err := netlink.QdiscAdd(&netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{
 		LinkIndex: pod, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_INGRESS,
-	}}), "add ingress qdisc")
+	}})
+	parent := netlink.MakeHandle(0xffff, 0)
+	if errors.Is(err, unix.EEXIST) { // a clsact, as the agent adds before Linux 6.6, takes the same filters
+		parent, err = netlink.HANDLE_MIN_INGRESS, nil
+	}
+	m.must(err, "add ingress qdisc")
 	m.must(netlink.FilterAdd(&netlink.U32{
-		FilterAttrs: netlink.FilterAttrs{LinkIndex: pod, Parent: netlink.MakeHandle(0xffff, 0), Priority: 49152, Protocol: unix.ETH_P_ALL},
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: pod, Parent: parent, Priority: 49152, Protocol: unix.ETH_P_ALL},
 		ClassId:     netlink.MakeHandle(1, 1), Actions: []netlink.Action{netlink.NewMirredAction(ifb)},
 	}), "add redirect")
 }
@@ -198,6 +217,7 @@ func TestAgentLeavesNothing(t *testing.T) {
 			m.must(err, "look for "+tool)
 		}
 		m.furnish()
+		m.settle()
 		before := m.snapshot()
 		m.write("plugged", "10M", "status: {podIP: 10.1.0.2}\n")
 		m.start("--bbr", "--other-limiters=take-over")

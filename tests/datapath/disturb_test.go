@@ -14,6 +14,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -89,6 +90,9 @@ func disturbances() []disturbance {
 
 // letAllPass ends the hook's run: what comes after it sees no packet.
 func letAllPass() (*ebpf.Program, error) {
+	if err := rlimit.RemoveMemlock(); err != nil { // before Linux 5.11
+		return nil, err
+	}
 	return ebpf.NewProgram(&ebpf.ProgramSpec{
 		Name: "rival", Type: ebpf.SchedCLS, Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()}, License: "GPL",
 	})
