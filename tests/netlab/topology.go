@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink"
 )
@@ -122,6 +123,32 @@ func (t *Topology) build() error {
 	for _, step := range steps {
 		if err := step(); err != nil {
 			return err
+		}
+	}
+	return t.settle()
+}
+
+// settle waits until the kernel has seen every carrier, which it looks at in its own time: before, a device drops what
+// it is given. Where that takes longer, the test will say what is wrong.
+func (t *Topology) settle() error {
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
+		waiting := false
+		for _, n := range t.namespaces {
+			links, err := n.links.LinkList()
+			if errors.Is(err, netlink.ErrDumpInterrupted) {
+				waiting = true
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("list devices: %w", err)
+			}
+			for _, l := range links {
+				a := l.Attrs()
+				waiting = waiting || l.Type() == "veth" && a.Flags&net.FlagUp != 0 && a.OperState != netlink.OperUp
+			}
+		}
+		if !waiting {
+			return nil
 		}
 	}
 	return nil
