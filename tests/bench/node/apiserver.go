@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -95,8 +97,13 @@ func (p *plane) report(ctx context.Context, pod *corev1.Pod, addr string) error 
 			State:       corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: metav1.Now()}},
 		})
 	}
-	if _, err := p.client.CoreV1().Pods(benchNamespace).UpdateStatus(ctx, pod, metav1.UpdateOptions{}); err != nil {
-		return fmt.Errorf("update status of pod %s: %w", pod.Name, err)
+	// A patch, as the kubelet's: by now the agent may have written its condition.
+	patch, err := json.Marshal(map[string]any{"status": pod.Status})
+	if err != nil {
+		return fmt.Errorf("encode status of pod %s: %w", pod.Name, err)
+	}
+	if _, err := p.client.CoreV1().Pods(benchNamespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status"); err != nil {
+		return fmt.Errorf("patch status of pod %s: %w", pod.Name, err)
 	}
 	return nil
 }
