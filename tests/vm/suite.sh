@@ -49,6 +49,9 @@ results() {
 		/^--- (PASS|FAIL|SKIP): / { print package "." $3, (left && $2 == "PASS:" ? "left-out" : substr($2, 1, 4)); left = 0 }' "$1"
 }
 
+# Whether a line matches. It reads them all: grep -q would end what writes to it, and that is a failure here (pipefail).
+any() { awk -v "pattern=$1" '$0 ~ pattern { found = 1 } END { exit !found }'; }
+
 # Runs the suite once on a kernel; what went wrong with the machine itself is in $out/$kernel.err.
 boot() {
 	local kernel=$1 short=true
@@ -78,8 +81,8 @@ for kernel in "$@"; do
 	fi
 	if [ $status != 0 ]; then failed=1 reasons+=("Linux $kernel: status $status (124: out of time, 125: the machine failed)"); fi
 	# Skips that run.sh's status cannot know of.
-	if results "$out/$kernel.log" | grep -q ' SKIP$'; then failed=1 reasons+=("Linux $kernel: skipped tests"); fi
-	if ! results "$out/$kernel.log" | grep -q ' PASS$'; then failed=1 reasons+=("Linux $kernel: no results; the end of its messages:"
+	if results "$out/$kernel.log" | any ' SKIP$'; then failed=1 reasons+=("Linux $kernel: skipped tests"); fi
+	if ! results "$out/$kernel.log" | any ' PASS$'; then failed=1 reasons+=("Linux $kernel: no results; the end of its messages:"
 		"$(tail -n 15 "$out/$kernel.err" "$out/$kernel.log")"); fi
 	echo "== Linux $kernel took $((SECONDS - start)) s =="
 done
@@ -90,7 +93,7 @@ echo
 for name in $(for kernel in "$@"; do results "$out/$kernel.log"; done | awk '{print $1}' | sort -u); do
 	printf '%-60s' "$name"
 	for kernel in "$@"; do
-		result=$(results "$out/$kernel.log" | awk -v n="$name" '$1 == n {print $2; exit}')
+		result=$(results "$out/$kernel.log" | awk -v n="$name" '$1 == n && !found {print $2; found = 1}')
 		printf '%-18s' "$(mode_of "$kernel") ${result:-missing}"
 	done
 	echo
