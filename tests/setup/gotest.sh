@@ -27,7 +27,7 @@ skips() {
 		/^[[:space:]]*--- / { reason = "" }' "$log"
 }
 skips | sed 's/^/skipped, /'
-if skips | grep -q ^REFUSED; then
+if [ -n "$(skips | grep ^REFUSED)" ]; then
 	say "skipped tests are failures in CI: see above"
 	exit 1
 fi
