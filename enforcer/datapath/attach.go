@@ -103,7 +103,7 @@ func attachClsact(prog *ebpf.Program, ifindex int) (own bool, err error) {
 		if before != nil && before.Priority == priority && isProgram(before, prog) {
 			return own, nil
 		}
-		err = netlink.FilterReplace(filterOf(ifindex, prog.FD(), priority))
+		err = netlink.FilterReplace(newFilter(ifindex, prog.FD(), priority))
 		if err == nil && before != nil && before.Priority > priority {
 			err = netlink.FilterDel(filterOf(ifindex, 0, before.Priority)) // the better place has become free
 		}
@@ -157,6 +157,16 @@ func ingressQdisc(ifindex int) string {
 		}
 	}
 	return ""
+}
+
+// newFilter is filterOf for a filter to add. The kernel shows all filters of a hook under the parent that the latest one
+// was added with: an ingress qdisc's owner is to find them under the qdisc's own, as before.
+func newFilter(ifindex, fd int, priority uint16) *netlink.BpfFilter {
+	f := filterOf(ifindex, fd, priority)
+	if ingressQdisc(ifindex) == "ingress" {
+		f.Parent = netlink.MakeHandle(0xffff, 0)
+	}
+	return f
 }
 
 func filterOf(ifindex, fd int, priority uint16) *netlink.BpfFilter {

@@ -151,7 +151,7 @@ func tcxToHead(p pins, prog *ebpf.Program, ifindex int) error {
 // clsactToHead puts our filter before others of its preference: the last one added runs first. A stand-in with another
 // handle keeps the limit meanwhile.
 func clsactToHead(prog *ebpf.Program, ifindex int, own *netlink.BpfFilter) error {
-	standIn, ours := filterOf(ifindex, prog.FD(), filterPriority), filterOf(ifindex, prog.FD(), filterPriority)
+	standIn, ours := newFilter(ifindex, prog.FD(), filterPriority), newFilter(ifindex, prog.FD(), filterPriority)
 	standIn.Handle = standInHandle
 	steps := []struct {
 		what string
