@@ -124,7 +124,8 @@ func (m *machine) plug(device, name string) {
 	m.must(netlink.LinkAdd(&netlink.Ifb{LinkAttrs: netlink.LinkAttrs{Name: name}}), "add ifb")
 	ifb, pod := m.device(name).Attrs().Index, m.device(device).Attrs().Index
 	for _, index := range []int{ifb, pod} {
-		m.must(netlink.QdiscAdd(&netlink.Tbf{
+		// Not only added: where the kernel has fq, the agent may have put it there meanwhile.
+		m.must(netlink.QdiscReplace(&netlink.Tbf{
 			QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: 0x10000, Parent: netlink.HANDLE_ROOT},
 			Rate:       1250000, Limit: 100000, Buffer: 100000,
 		}), "add tbf")
