@@ -23,10 +23,10 @@ import (
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"k8s.io/klog/v2"
-	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
+
+	"github.com/kubepace/kubepace/tests/admission/lab"
 )
 
 const (
@@ -47,98 +47,51 @@ type cluster struct {
 }
 
 var (
-	shared  *cluster
-	missing string // why there is no cluster
+	shared = &cluster{}
+	tests  lab.Tests
 )
 
-func TestMain(m *testing.M) { os.Exit(testMain(m)) }
-
-func testMain(m *testing.M) int {
-	klog.LogToStderr(false)
-	klog.SetOutput(io.Discard)
-	ctrl.SetLogger(klog.Background())
-	if missing = lacking(os.Getenv("KUBEBUILDER_ASSETS")); missing != "" {
-		return m.Run()
-	}
-	dir, err := os.MkdirTemp("", "kubepace-admission-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	shared, err = startCluster(dir)
-	if shared != nil {
-		defer shared.stop()
-	}
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "start the cluster: %v\n", err)
-		return 1
-	}
-	return m.Run()
-}
-
-// lacking says what is not in the folder of binaries.
-func lacking(assets string) string {
-	if assets == "" {
-		return "KUBEBUILDER_ASSETS is not set: see tests/kube/build.sh"
-	}
-	for _, name := range []string{"kube-apiserver", "etcd", "kubectl"} {
-		if _, err := exec.LookPath(filepath.Join(assets, name)); err != nil {
-			return err.Error()
-		}
-	}
-	return ""
-}
+func TestMain(m *testing.M) { os.Exit(tests.Run(m, lab.Lacking(), shared.start, shared.stop)) }
 
 // needCluster skips, or fails in CI, where there is no cluster.
 func needCluster(t *testing.T) *cluster {
 	t.Helper()
-	if missing == "" {
-		return shared
-	}
-	if os.Getenv("CI") == "true" {
-		t.Fatal(missing)
-	}
-	t.Skip(missing)
-	return nil
+	tests.Need(t)
+	return shared
 }
 
-// startCluster returns what has to be stopped even with an error.
-func startCluster(dir string) (*cluster, error) {
-	c := &cluster{
-		env:     &envtest.Environment{ControlPlaneStartTimeout: patience, ControlPlaneStopTimeout: patience},
-		kubectl: filepath.Join(os.Getenv("KUBEBUILDER_ASSETS"), "kubectl"),
-		audit:   filepath.Join(dir, "audit.log"),
-	}
+func (c *cluster) start(dir string) (err error) {
+	c.env = &envtest.Environment{ControlPlaneStartTimeout: patience, ControlPlaneStopTimeout: patience}
+	c.kubectl = filepath.Join(os.Getenv("KUBEBUILDER_ASSETS"), "kubectl")
+	c.audit = filepath.Join(dir, "audit.log")
 	policy := filepath.Join(dir, "audit.yaml")
 	if err := os.WriteFile(policy, []byte(auditPolicy), 0o600); err != nil {
-		return nil, err
+		return err
 	}
 	c.env.ControlPlane.GetAPIServer().Configure().
 		Append("audit-policy-file", policy).Append("audit-log-path", c.audit)
-	var err error
 	if c.config, err = c.env.Start(); err != nil {
-		return nil, err
+		return err
 	}
 	c.config.QPS = -1
 	if c.client, err = client.New(c.config, client.Options{}); err != nil {
-		return c, err
+		return err
 	}
 	c.admin = filepath.Join(dir, "admin.kubeconfig")
 	if err := os.WriteFile(c.admin, c.env.KubeConfig, 0o600); err != nil {
-		return c, err
+		return err
 	}
 	if c.webhook, err = c.newProcess(dir); err != nil {
-		return c, err
+		return err
 	}
 	// The webhook first: it must get over finding neither its namespace nor its configurations.
 	if err := c.webhook.start(); err != nil {
-		return c, err
+		return err
 	}
 	if err := c.install(); err != nil {
-		return c, err
+		return err
 	}
-	return c, c.webhook.waitReady()
+	return c.webhook.waitReady()
 }
 
 const auditPolicy = `apiVersion: audit.k8s.io/v1
@@ -153,6 +106,9 @@ rules:
 func (c *cluster) stop() {
 	if c.webhook != nil {
 		_ = c.webhook.stop()
+	}
+	if c.env == nil {
+		return
 	}
 	if err := c.env.Stop(); err != nil {
 		fmt.Fprintf(os.Stderr, "stop the cluster: %v\n", err)

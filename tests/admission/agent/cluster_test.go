@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 	"testing"
@@ -18,8 +17,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"k8s.io/klog/v2"
-	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kubepace/kubepace/bandwidth"
@@ -36,44 +33,16 @@ type cluster struct {
 }
 
 var (
-	shared  *cluster
-	missing string // why there is no cluster
+	shared = &cluster{}
+	tests  lab.Tests
 )
 
-func TestMain(m *testing.M) { os.Exit(testMain(m)) }
-
-func testMain(m *testing.M) int {
-	klog.LogToStderr(false)
-	klog.SetOutput(io.Discard)
-	ctrl.SetLogger(klog.Background())
-	if missing = lab.Lacking(); missing != "" {
-		return m.Run()
-	}
-	dir, err := os.MkdirTemp("", "kubepace-agent-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	shared = &cluster{}
-	defer shared.stop()
-	if err := shared.start(dir); err != nil {
-		fmt.Fprintf(os.Stderr, "start the cluster: %v\n", err)
-		return 1
-	}
-	return m.Run()
-}
+func TestMain(m *testing.M) { os.Exit(tests.Run(m, lab.Lacking(), shared.start, shared.stop)) }
 
 func need(t *testing.T) *cluster {
 	t.Helper()
-	if missing == "" {
-		return shared
-	}
-	if os.Getenv("CI") == "true" {
-		t.Fatal(missing)
-	}
-	t.Skip(missing)
-	return nil
+	tests.Need(t)
+	return shared
 }
 
 // start brings up an API server with our manifests, and one webhook, which leads.

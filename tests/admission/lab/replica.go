@@ -88,6 +88,12 @@ func (r *Replica) Ready() bool {
 	return err == nil && code == http.StatusOK
 }
 
+// Check asks the process for one of the checks that readiness is made of.
+func (r *Replica) Check(name string) (code int, err error) {
+	code, _, err = r.get(r.health, "/readyz/"+name)
+	return code, err
+}
+
 // Running is false once the process has ended.
 func (r *Replica) Running() bool {
 	select {

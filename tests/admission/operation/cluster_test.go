@@ -6,14 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/klog/v2"
-	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kubepace/kubepace/bandwidth"
@@ -28,44 +25,16 @@ type service struct {
 }
 
 var (
-	shared  *service
-	missing string // why there is no cluster
+	shared = &service{}
+	tests  lab.Tests
 )
 
-func TestMain(m *testing.M) { os.Exit(testMain(m)) }
-
-func testMain(m *testing.M) int {
-	klog.LogToStderr(false)
-	klog.SetOutput(io.Discard)
-	ctrl.SetLogger(klog.Background())
-	if missing = lab.Lacking(); missing != "" {
-		return m.Run()
-	}
-	dir, err := os.MkdirTemp("", "kubepace-operation-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	shared = &service{}
-	defer shared.stop()
-	if err := shared.start(dir); err != nil {
-		fmt.Fprintf(os.Stderr, "start the cluster: %v\n", err)
-		return 1
-	}
-	return m.Run()
-}
+func TestMain(m *testing.M) { os.Exit(tests.Run(m, lab.Lacking(), shared.start, shared.stop)) }
 
 func needService(t *testing.T) *service {
 	t.Helper()
-	if missing == "" {
-		return shared
-	}
-	if os.Getenv("CI") == "true" {
-		t.Fatal(missing)
-	}
-	t.Skip(missing)
-	return nil
+	tests.Need(t)
+	return shared
 }
 
 // start brings up three replicas whose CA and certificate live for 15 s, so that both are replaced every 10.

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -165,7 +166,15 @@ func TestCertificateFromFiles(t *testing.T) {
 // writeCertificate replaces the files as a mounted Secret does: the new ones are there at once.
 func writeCertificate(t *testing.T, dir string) *x509.Certificate {
 	t.Helper()
-	certPEM, keyPEM, err := cert.GenerateSelfSignedCertKey("localhost", []net.IP{net.IPv4(127, 0, 0, 1)}, nil)
+	return writeCertificateFor(t, dir, 365*24*time.Hour)
+}
+
+// writeCertificateFor writes one that is valid for so long since an hour ago.
+func writeCertificateFor(t *testing.T, dir string, validity time.Duration) *x509.Certificate {
+	t.Helper()
+	certPEM, keyPEM, err := cert.GenerateSelfSignedCertKeyWithOptions(cert.SelfSignedCertKeyOptions{
+		Host: "localhost", AlternateIPs: []net.IP{net.IPv4(127, 0, 0, 1)}, MaxAge: validity,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

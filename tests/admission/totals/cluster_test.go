@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 	"testing"
@@ -16,8 +15,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/klog/v2"
-	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kubepace/kubepace/bandwidth"
@@ -35,44 +32,18 @@ type service struct {
 }
 
 var (
-	shared  *service
-	missing string // why there is no cluster
+	shared = &service{}
+	tests  lab.Tests
 )
 
-func TestMain(m *testing.M) { os.Exit(testMain(m)) }
-
-func testMain(m *testing.M) int {
-	klog.LogToStderr(false)
-	klog.SetOutput(io.Discard)
-	ctrl.SetLogger(klog.Background())
-	if missing = cmp.Or(lab.Lacking(), lab.LackingControllers()); missing != "" {
-		return m.Run()
-	}
-	dir, err := os.MkdirTemp("", "kubepace-totals-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	shared = &service{}
-	defer shared.stop()
-	if err := shared.start(dir); err != nil {
-		fmt.Fprintf(os.Stderr, "start the cluster: %v\n", err)
-		return 1
-	}
-	return m.Run()
+func TestMain(m *testing.M) {
+	os.Exit(tests.Run(m, cmp.Or(lab.Lacking(), lab.LackingControllers()), shared.start, shared.stop))
 }
 
 func needService(t *testing.T) *service {
 	t.Helper()
-	if missing == "" {
-		return shared
-	}
-	if os.Getenv("CI") == "true" {
-		t.Fatal(missing)
-	}
-	t.Skip(missing)
-	return nil
+	tests.Need(t)
+	return shared
 }
 
 // start brings up three replicas whose certificates are replaced every 10 s. The manifests stay as they are shipped:

@@ -19,6 +19,7 @@ import (
 func TestWithoutWebhook(t *testing.T) {
 	s := needService(t)
 	quota, bounded, plain, later := s.namespace(t), s.namespace(t, bandwidth.LabelMax, "50M", bandwidth.LabelMin, "1M"), s.namespace(t), s.namespace(t)
+	always := s.namespace(t, bandwidth.LabelAccount, bandwidth.AccountAlways)
 	s.quota(t, quota, "30M")
 	ranged, held := s.ranged(t)
 	live := pod(quota, "live", egress, "10M")
@@ -43,6 +44,15 @@ func TestWithoutWebhook(t *testing.T) {
 	create := func(p *corev1.Pod) error { return s.Client.Create(t.Context(), p) }
 	t.Run("quota", func(t *testing.T) { s.quotaAlone(t, quota, live) })
 	t.Run("limit range", func(t *testing.T) { s.rangeAlone(t, ranged, held) })
+	t.Run("account always", func(t *testing.T) {
+		requireRefused(t, create(carrying(pod(always, "lying", egress, "30M"), "5M")), "just as much as the annotation")
+		requireRefused(t, create(carrying(pod(always, "wordless"), "5M")), "just as much as the annotation")
+		for _, p := range []*corev1.Pod{carrying(pod(always, "counted", egress, "5M"), "5M"), pod(always, "uncounted", egress, "5M"), pod(always, "plain")} {
+			if err := create(p); err != nil {
+				t.Errorf("%s: %v", p.Name, err)
+			}
+		}
+	})
 	t.Run("bounds", func(t *testing.T) {
 		requireRefused(t, create(pod(bounded, "above", egress, "51M")), `maximum of 50M`, `51M is above it`, `write at most "50M"`)
 		requireRefused(t, create(pod(bounded, "none")), `the pod has no limit`)
