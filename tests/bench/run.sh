@@ -4,15 +4,16 @@
 # and prints what it says of the project's claims. Results go to build/bench.
 # usage: run.sh [--quick] [KEY=LIST ...]      keys: paths, limits, ccs, flows, variants, latency, neighbour, duration (see tests/bench/plan.go)
 # KERNEL: 6.1 (default), 6.12 or 7. STRICT=1: fail unless every claim is met. BENCH_TIMEOUT: seconds for the machine.
-# STEADY=1: a machine of one processor whose clock counts instructions, so that figures are free of noise.
+# The machine has one processor whose clock counts instructions: what else this machine does changes no figure.
+# STEADY=0: two processors in real time.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/setup/progress.sh
 kernel=${KERNEL:-6.1}
 out=build/bench
 strict=()
-steady=()
-[ -z "${STEADY:-}" ] || steady=(--steady)
+steady=(--steady)
+[ "${STEADY:-1}" != 0 ] || steady=()
 [ -z "${STRICT:-}" ] || strict=(--strict)
 
 tests/setup/install.sh vm
