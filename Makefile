@@ -48,7 +48,7 @@ test-admission: go-there ## the webhook, and the agent's side of the API, agains
 test-datapath: build root-here ## the enforcer on this machine's kernel, in network namespaces (FULL=1: at length); needs root
 	$(install) kernel
 	tests/datapath/next-version.sh bin/kubepace-enforcer-next
-	KUBEPACE_ENFORCER=$(CURDIR)/bin/kubepace-enforcer KUBEPACE_ENFORCER_NEXT=$(CURDIR)/bin/kubepace-enforcer-next KUBEPACE_MAY_SKIP='kernel needs CONFIG_NET_SCH_' $(gotest) $(if $(FULL),,-short) -count=1 -p 1 $(kernel_packages)
+	KUBEPACE_ENFORCER=$(CURDIR)/bin/kubepace-enforcer KUBEPACE_ENFORCER_NEXT=$(CURDIR)/bin/kubepace-enforcer-next KUBEPACE_MAY_SKIP='kernel needs CONFIG_NET_SCH_' $(gotest) $(if $(FULL),,-short) -count=1 -p 1 -parallel 4 $(kernel_packages)
 
 .PHONY: test-node
 test-node: build root-here ## the enforcer beside real CNI plugins, and while the API server is away; needs root

@@ -181,7 +181,7 @@ func (e exit) check(t *testing.T, bitsPerSecond, start, allowance uint64) {
 // steps of a random sequence: fewer in a virtual machine, where each is a slow system call.
 func steps() int {
 	if testing.Short() {
-		return 1500
+		return 800
 	}
 	return 8000
 }

@@ -210,7 +210,7 @@ func (m *machine) wantEnforced(n int) {
 func TestAgentLeavesNothing(t *testing.T) {
 	pods, batch := 1000, 100
 	if testing.Short() {
-		pods = 100
+		pods, batch = 40, 20
 	}
 	onMachine(t, func(m *machine) {
 		for _, tool := range []string{"ip", "tc"} {

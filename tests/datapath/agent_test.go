@@ -187,6 +187,7 @@ func (n *node) await(want ...string) {
 
 // TestAgent: limits come, change and go with the manifests; a bad one leaves the last good state in force.
 func TestAgent(t *testing.T) {
+	beside(t)
 	n := newNode(t)
 	n.write(0, "10M")
 	n.await("pod0=10M")
@@ -208,6 +209,7 @@ func TestAgent(t *testing.T) {
 // never exceeds the limit.
 func TestSIGKILL(t *testing.T) {
 	const rate, d = 10 * bandwidth.Megabit, 6 * time.Second
+	beside(t)
 	n := newNode(t)
 	n.write(0, rate.String())
 	n.await("pod0=10M")

@@ -77,6 +77,16 @@ func (l *lab) setFQ() error {
 	return result.Fq
 }
 
+// beside lets a test run at the same time as others that send as little, where only the short version is made:
+// each has namespaces of its own, and most of its time passes in waiting. Windows that are judged to 2 % want the
+// machine for themselves.
+func beside(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Parallel()
+	}
+}
+
 // leftOut says that a test tests nothing here, and why; tests/vm/suite.sh shows it in its table.
 func leftOut(t *testing.T, why string) {
 	t.Helper()

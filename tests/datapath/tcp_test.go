@@ -30,11 +30,14 @@ func (x transfer) share(mode datapath.Mode, rate bandwidth.Rate) float64 {
 	return used(x.capture, mode, rate, from, from+x.tcp.Elapsed-time.Second)
 }
 
-// heldTransfer is held after the first two seconds.
+// heldTransfer is held after the beginning: two seconds, one of a short transfer.
 func (l *lab) heldTransfer(t *testing.T, x transfer, rate bandwidth.Rate, flows int) float64 {
 	t.Helper()
-	from := x.tcp.Started.Sub(x.capture.Started)
-	return l.held(t, x.capture, rate, flows, from+2*time.Second, from+x.tcp.Elapsed)
+	from, beginning := x.tcp.Started.Sub(x.capture.Started), 2*time.Second
+	if x.tcp.Elapsed < exactWindow {
+		beginning = time.Second
+	}
+	return l.held(t, x.capture, rate, flows, from+beginning, from+x.tcp.Elapsed)
 }
 
 func (l *lab) transfer(pod int, to netip.Addr, cc string, flows int, d time.Duration) (x transfer) {
@@ -120,6 +123,7 @@ func TestTCP(t *testing.T) {
 // TestPaths: the limit is the same whatever way packets take out of the node.
 func TestPaths(t *testing.T) {
 	const rate = 20 * bandwidth.Megabit
+	beside(t)
 	for _, c := range []struct {
 		name string
 		o    netlab.Options
@@ -136,6 +140,7 @@ func TestPaths(t *testing.T) {
 			continue
 		}
 		t.Run(c.name, func(t *testing.T) {
+			beside(t)
 			l := newLab(t, c.o)
 			to := l.Remote
 			if c.v6 {
@@ -158,6 +163,7 @@ func TestPaths(t *testing.T) {
 // without it the first burst would be a whole horizon.
 func TestSameNode(t *testing.T) {
 	const rate = 20 * bandwidth.Megabit
+	beside(t)
 	l := newLab(t, netlab.Options{Pods: 2})
 	d := l.long(4 * time.Second)
 	bestOf(t, 3, l.wantShare(), func() float64 {
@@ -187,6 +193,7 @@ func TestSameNode(t *testing.T) {
 
 // TestLiveChange: up, down and away during one transfer, with no burst at any change.
 func TestLiveChange(t *testing.T) {
+	beside(t)
 	l := newLab(t, netlab.Options{})
 	steps := []bandwidth.Rate{10 * bandwidth.Megabit, 20 * bandwidth.Megabit, 5 * bandwidth.Megabit}
 	const each = 2 * time.Second
@@ -225,6 +232,7 @@ func TestLiveChange(t *testing.T) {
 // TestRestart: an agent that goes and comes back during a transfer changes nothing.
 func TestRestart(t *testing.T) {
 	const rate, d = 10 * bandwidth.Megabit, 5 * time.Second
+	beside(t)
 	l := newLab(t, netlab.Options{})
 	l.limit(0, rate)
 	c := l.meter(func() {

@@ -140,6 +140,7 @@ func TestNeighbourOfManyFlows(t *testing.T) {
 // TestTwoSenders: two processors that send at once do not lose each other's updates of the clock.
 func TestTwoSenders(t *testing.T) {
 	const rate = 20 * bandwidth.Megabit
+	beside(t)
 	l := newLab(t, netlab.Options{})
 	d := l.long(3 * time.Second)
 	bestOf(t, 3, l.wantShare(), func() float64 {

@@ -37,7 +37,7 @@ for test in /root/tests/*.test; do
 	# Of the command, what starts an agent; the rest reads files of the checkout.
 	case $test in */cmd-*) only=Agent ;; *) only=. ;; esac
 	echo "## ${test##*/}"
-	(mkdir -p "/tmp/${test##*/}" && cd "/tmp/${test##*/}" && "$test" -test.v -test.run="$only" -test.short="${SHORT:-false}" -test.timeout 20m) || status=1
+	(mkdir -p "/tmp/${test##*/}" && cd "/tmp/${test##*/}" && "$test" -test.v -test.run="$only" -test.short="${SHORT:-false}" -test.parallel 4 -test.timeout 20m) || status=1
 done
 exit $status
 GUEST
