@@ -22,8 +22,10 @@ install := tests/setup/install.sh
 gotest := tests/setup/gotest.sh
 
 # Tests of these packages want root and network namespaces, others a control plane or QEMU; the rest is unit tests.
-kernel_packages := ./bpf ./enforcer/datapath ./enforcer/device ./enforcer/qdisc ./enforcer/rivals ./cmd/kubepace-enforcer ./tests/netlab/... ./tests/datapath
-unit_packages = $$(go list ./... | grep -vxFf <(go list $(kernel_packages)) | grep -vE '/tests/(admission|vm|cnilab)(/|$$)|/tests/e2e$$')
+kernel_packages := ./bpf ./enforcer/datapath ./enforcer/device ./enforcer/qdisc ./enforcer/rivals ./cmd/kubepace-enforcer ./tests/netlab/...
+# What measures traffic through the datapath has the machine for itself.
+traffic_packages := ./tests/datapath
+unit_packages = $$(go list ./... | grep -vxFf <(go list $(kernel_packages) $(traffic_packages)) | grep -vE '/tests/(admission|vm|cnilab)(/|$$)|/tests/e2e$$')
 
 .PHONY: help
 help: ## list the targets
@@ -34,7 +36,8 @@ build: go-there ## build bin/kubepace-webhook and bin/kubepace-enforcer
 	go build -o bin/ ./cmd/...
 
 .PHONY: test
-test: test-unit test-admission test-datapath test-node test-vm ## everything below that starts with test-; needs root
+test: quick := 1
+test: test-unit test-admission test-datapath test-node test-vm ## everything below that starts with test-; needs root; under 10 minutes once all is built
 
 .PHONY: test-unit
 test-unit: go-there ## packages by themselves, in seconds; no root needed
@@ -42,13 +45,15 @@ test-unit: go-there ## packages by themselves, in seconds; no root needed
 
 .PHONY: test-admission
 test-admission: go-there ## the webhook, and the agent's side of the API, against a real kube-apiserver and etcd (built on first use: about 10 minutes); one test needs root
-	assets=$$(tests/kube/build.sh etcd kube-apiserver kubectl kube-controller-manager) && KUBEBUILDER_ASSETS=$$assets $(gotest) -count=1 ./tests/admission/...
+	assets=$$(tests/kube/build.sh etcd kube-apiserver kubectl kube-controller-manager) && KUBEBUILDER_ASSETS=$$assets $(gotest) -count=1 -p 4 ./tests/admission/...
 
 .PHONY: test-datapath
 test-datapath: build root-here ## the enforcer on this machine's kernel, in network namespaces (FULL=1: at length); needs root
 	$(install) kernel
 	tests/datapath/next-version.sh bin/kubepace-enforcer-next
-	KUBEPACE_ENFORCER=$(CURDIR)/bin/kubepace-enforcer KUBEPACE_ENFORCER_NEXT=$(CURDIR)/bin/kubepace-enforcer-next KUBEPACE_MAY_SKIP='kernel needs CONFIG_NET_SCH_' $(gotest) $(if $(FULL),,-short) -count=1 -p 1 -parallel 4 $(kernel_packages)
+	status=0; for packages in "$(kernel_packages)" "$(traffic_packages)"; do \
+		KUBEPACE_ENFORCER=$(CURDIR)/bin/kubepace-enforcer KUBEPACE_ENFORCER_NEXT=$(CURDIR)/bin/kubepace-enforcer-next KUBEPACE_MAY_SKIP='kernel needs CONFIG_NET_SCH_' $(gotest) $(if $(FULL),,-short) -count=1 -parallel 4 $$packages || status=1; \
+	done; exit $$status
 
 .PHONY: test-node
 test-node: build root-here ## the enforcer beside real CNI plugins, and while the API server is away; needs root
@@ -58,7 +63,7 @@ test-node: build root-here ## the enforcer beside real CNI plugins, and while th
 .PHONY: test-vm
 test-vm: build root-here ## the same in QEMU on Debian's kernels: KERNELS="5.10 6.1 6.12 7"; FULL=6.12 at length there; needs root
 	$(install) vm
-	FULL=$(FULL) tests/vm/suite.sh $(KERNELS)
+	FULL=$(FULL) QUICK=$(quick) tests/vm/suite.sh $(KERNELS)
 
 .PHONY: bench-admission
 bench-admission: go-there ## what admission costs through a real kube-apiserver, beside none and CEL, into docs/benchmarks-admission.md (about 8 minutes; QUICK=1: 3)

@@ -186,6 +186,14 @@ func steps() int {
 	return 8000
 }
 
+// shorter is what of n tries the short version makes.
+func shorter(n int) int {
+	if testing.Short() {
+		return n / 4
+	}
+	return n
+}
+
 var rates = map[string]uint64{"1k": 1e3, "64k": 64e3, "1M": 1e6, "10M": 10e6, "100M": 100e6, "10G": 10e9, "1P": 1e15}
 
 // TestNeverMoreThanTheLimit: random senders, sparse and bulk, GSO and fragments, own pacing and floods of new flows.
@@ -279,7 +287,7 @@ func TestSparseNotDelayed(t *testing.T) {
 				t.Run(fmt.Sprintf("%dM, %d flows, pacing=%v", rate/1e6, flows, pacing), func(t *testing.T) {
 					p := newPacer(t, rate, pacing)
 					next, pings := p.now, 0
-					for i := uint64(0); pings < 20; i++ {
+					for i := uint64(0); pings < shorter(20); i++ {
 						p.offer(packet{flow: i % flows, bytes: frameBytes})
 						p.now += p.limit.MtuNs / 2
 						if p.now < next {
@@ -303,7 +311,7 @@ func TestSparseAmongStrangers(t *testing.T) {
 	for _, rate := range []uint64{1e6, 10e6, 100e6} {
 		p := newPacer(t, rate, true)
 		next, pings := p.now, 0
-		for i := uint64(0); pings < 100; i++ {
+		for i := uint64(0); pings < shorter(100); i++ {
 			p.offer(packet{flow: i % 8, bytes: frameBytes})
 			p.offer(packet{flow: 10000 + i, bytes: frameBytes})
 			p.now += p.limit.MtuNs/4 + rand.Uint64N(p.limit.MtuNs/2)

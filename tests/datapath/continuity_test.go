@@ -29,6 +29,9 @@ const (
 // killed, started again, replaced by another version whose program has other maps, killed again, and replaced by the
 // first. In no window of any length more passes than limit × t + 64 KB + limit × horizon, and there is never a silence.
 func TestContinuity(t *testing.T) {
+	if quick(t) {
+		return
+	}
 	next := os.Getenv("KUBEPACE_ENFORCER_NEXT")
 	if next == "" && os.Getenv("KUBEPACE_ENFORCER") != "" {
 		netlab.Skip(t, "needs KUBEPACE_ENFORCER_NEXT, an enforcer whose maps have another layout: tests/datapath/next-version.sh makes one")

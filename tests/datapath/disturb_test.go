@@ -110,6 +110,9 @@ func bpfFilter(ifindex, fd int, handle uint32, name string) *netlink.BpfFilter {
 // TestDisturbedLimitComesBack: somebody takes our program off a pod's device or goes before it. The agent puts it
 // right without being asked, says so, and the limit holds.
 func TestDisturbedLimitComesBack(t *testing.T) {
+	if quick(t) {
+		return
+	}
 	const rate = 10 * bandwidth.Megabit
 	n := newNode(t)
 	n.kill(syscall.SIGTERM)
@@ -124,6 +127,7 @@ func TestDisturbedLimitComesBack(t *testing.T) {
 	if n.list()[0].Mode == "pacing" {
 		l.mode = 1
 	}
+	onOneCPU(t)
 	for _, d := range disturbances() {
 		if d.tcx != tcx {
 			continue

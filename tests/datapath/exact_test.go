@@ -175,6 +175,9 @@ func TestExact(t *testing.T) {
 
 // TestPolicing: a flow under a policed limit uses it. On every kernel, because paths without fq are everywhere.
 func TestPolicing(t *testing.T) {
+	if quick(t) {
+		return
+	}
 	const d = 10 * time.Second
 	beside(t)
 	l := newLab(t, netlab.Options{})

@@ -93,6 +93,17 @@ func leftOut(t *testing.T, why string) {
 	t.Logf("left out: %s", why)
 }
 
+// quick leaves a test out where several kernels are gone through quickly, as `make test` does (KUBEPACE_QUICK=true):
+// `make test-vm` has it.
+func quick(t *testing.T) bool {
+	t.Helper()
+	if os.Getenv("KUBEPACE_QUICK") != "true" {
+		return false
+	}
+	leftOut(t, "quick: `make test-vm` has it")
+	return true
+}
+
 // open starts the datapath on the node, or starts it again.
 func (l *lab) open() {
 	l.t.Helper()

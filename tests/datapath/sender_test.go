@@ -19,6 +19,9 @@ import (
 // TestOwnPacing: a process of the pod that wants its packets to leave seconds from now, and one that paces itself at a
 // crawl, slow nobody but themselves.
 func TestOwnPacing(t *testing.T) {
+	if quick(t) {
+		return
+	}
 	const rate, d = 10 * bandwidth.Megabit, 4 * time.Second
 	beside(t)
 	l := newLab(t, netlab.Options{})

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -136,7 +137,7 @@ func TestPaths(t *testing.T) {
 		{"four queues", netlab.Options{UplinkQueues: 4}, false},
 		{"no offloads", netlab.Options{NoOffload: true}, false},
 	} {
-		if testing.Short() && (c.o.NoOffload || c.o.SNAT) {
+		if testing.Short() && (c.o.NoOffload || c.o.SNAT) || os.Getenv("KUBEPACE_QUICK") == "true" && (c.o.Direct || c.o.UplinkQueues > 0) {
 			continue
 		}
 		t.Run(c.name, func(t *testing.T) {
@@ -231,6 +232,9 @@ func TestLiveChange(t *testing.T) {
 
 // TestRestart: an agent that goes and comes back during a transfer changes nothing.
 func TestRestart(t *testing.T) {
+	if quick(t) {
+		return
+	}
 	const rate, d = 10 * bandwidth.Megabit, 5 * time.Second
 	beside(t)
 	l := newLab(t, netlab.Options{})

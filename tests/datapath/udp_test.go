@@ -82,6 +82,9 @@ func (l *lab) flood(t *testing.T, to netip.Addr, rate bandwidth.Rate, size int, 
 
 // TestNeighbour: a pod without limit beside a limited one that floods with small packets loses nothing.
 func TestNeighbour(t *testing.T) {
+	if quick(t) {
+		return
+	}
 	const d = 4 * time.Second
 	l := newLab(t, netlab.Options{Pods: 2})
 	l.limit(0, 10*bandwidth.Megabit)
@@ -139,6 +142,9 @@ func TestNeighbourOfManyFlows(t *testing.T) {
 
 // TestTwoSenders: two processors that send at once do not lose each other's updates of the clock.
 func TestTwoSenders(t *testing.T) {
+	if quick(t) {
+		return
+	}
 	const rate = 20 * bandwidth.Megabit
 	beside(t)
 	l := newLab(t, netlab.Options{})

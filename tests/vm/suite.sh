@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Runs the tests that need a kernel on each of the kernels given, in QEMU, and prints one table: test x kernel, with
 # the mode that was tested. A kernel from 5.18 on must pace, an older one police: anything else is a failure, and so
-# is a skipped test. Tests run with -short, which leaves out
-# what a kernel cannot change; FULL=6.12 (a kernel, or all) runs the long versions there.
+# is a skipped test. Tests run with -short, which leaves out what a kernel
+# cannot change; FULL=6.12 (a kernel, or all) runs the long versions there; QUICK=1 leaves out more.
 # usage: suite.sh KERNEL...
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -25,20 +25,38 @@ tests/datapath/next-version.sh bin/kubepace-enforcer-next
 files=(--file bin/kubepace-enforcer --file bin/kubepace-enforcer-next)
 for package in "${packages[@]}"; do
 	name=${package//\//-}.test
-	CGO_ENABLED=0 go test -c -o "$out/$name" "./$package"
+	CGO_ENABLED=0 go test -c -ldflags='-s -w' -o "$out/$name" "./$package"
 	files+=(--file "$out/$name:/root/tests/$name")
 	[ ! -d "$package/testdata" ] || files+=(--tree "$package/testdata:/tmp/$name/testdata")
 done
 
-# In the guest: every test binary, in its own folder, all of them even if one fails.
+# In the guest: every test binary, in its own folder, all of them even if one fails. What measures traffic has the
+# machine for itself; the others run two at a time, and show what they say when all have ended.
 cat >"$out/all.sh" <<'GUEST'
-status=0
-for test in /root/tests/*.test; do
+one() {
+	local name=${1##*/} only=. status=0 start=$SECONDS
 	# Of the command, what starts an agent; the rest reads files of the checkout.
-	case $test in */cmd-*) only=Agent ;; *) only=. ;; esac
-	echo "## ${test##*/}"
-	(mkdir -p "/tmp/${test##*/}" && cd "/tmp/${test##*/}" && "$test" -test.v -test.run="$only" -test.short="${SHORT:-false}" -test.parallel 4 -test.timeout 20m) || status=1
+	case $name in cmd-*) only=Agent ;; esac
+	echo "## $name"
+	mkdir -p "/tmp/$name"
+	(cd "/tmp/$name" && exec "$1" -test.v -test.run="$only" -test.short="${SHORT:-false}" -test.parallel 4 -test.timeout 20m) || status=1
+	echo "took $((SECONDS - start)) s"
+	return $status
+}
+status=0
+running=0
+for test in /root/tests/*.test; do
+	case $test in */tests-*) continue ;; esac
+	[ $running -lt 2 ] || { wait -n || status=1; running=1; }
+	one "$test" >"$test.log" 2>&1 &
+	running=$((running + 1))
 done
+while [ $running -gt 0 ]; do
+	wait -n || status=1
+	running=$((running - 1))
+done
+cat /root/tests/*.log
+for test in /root/tests/tests-*.test; do one "$test" || status=1; done
 exit $status
 GUEST
 
@@ -56,12 +74,12 @@ any() { awk -v "pattern=$1" '$0 ~ pattern { found = 1 } END { exit !found }'; }
 boot() {
 	local kernel=$1 short=true
 	case ${FULL:-} in all | "$kernel") short=false ;; esac
-	tests/vm/run.sh --kernel "$kernel" --timeout 1500 --env CI=true --env "SHORT=$short" --env "KUBEPACE_EXPECT_MODE=$(mode_of "$kernel")" \
+	tests/vm/run.sh --kernel "$kernel" --timeout 1500 --env CI=true --env "SHORT=$short" --env "KUBEPACE_QUICK=${QUICK:+true}" --env "KUBEPACE_EXPECT_MODE=$(mode_of "$kernel")" \
 		--env KUBEPACE_ENFORCER=/root/kubepace-enforcer --env KUBEPACE_ENFORCER_NEXT=/root/kubepace-enforcer-next --env KUBEPACE_REQUIRE_FQ=true "${files[@]}" --file "$out/all.sh" \
 		-- bash /root/all.sh 2> >(tee "$out/$kernel.err" >&2) >"$out/$kernel.log" &
 	local machine=$! status=0
 	tail -n +1 -F --pid=$machine "$out/$kernel.log" 2>/dev/null |
-		grep --line-buffered -E '^(##|--- |    --- FAIL|panic:|FAIL|[a-z_]+_test.go)|Mbit/s|want|lost;' || true
+		grep --line-buffered -E '^(##|took|--- |    --- FAIL|panic:|FAIL|[a-z_]+_test.go)|Mbit/s|want|lost;' || true
 	wait $machine || status=$?
 	return $status
 }
@@ -84,6 +102,9 @@ for kernel in "$@"; do
 	if results "$out/$kernel.log" | any ' SKIP$'; then failed=1 reasons+=("Linux $kernel: skipped tests"); fi
 	if ! results "$out/$kernel.log" | any ' PASS$'; then failed=1 reasons+=("Linux $kernel: no results; the end of its messages:"
 		"$(tail -n 15 "$out/$kernel.err" "$out/$kernel.log")"); fi
+	for package in "${packages[@]}"; do
+		results "$out/$kernel.log" | any "^${package//\//-}[.].* PASS\$" || { failed=1 reasons+=("Linux $kernel: no results of $package"); }
+	done
 	echo "== Linux $kernel took $((SECONDS - start)) s =="
 done
 

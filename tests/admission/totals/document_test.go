@@ -108,7 +108,7 @@ func (s *service) until(t *testing.T, kubeconfig string, c *console, update bool
 		got := runConsole(t, kubeconfig, c.command)
 		if got == c.output || !looks || update || time.Now().After(deadline) {
 			if !looks {
-				time.Sleep(2500 * time.Millisecond) // what was set has to be known before it shows
+				time.Sleep(time.Second) // what was set has to be known before it shows
 			}
 			return got
 		}
