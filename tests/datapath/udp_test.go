@@ -32,6 +32,7 @@ func TestUDP(t *testing.T) {
 		{10 * bandwidth.Megabit, 4000, true, 3 * time.Second},
 		{100 * bandwidth.Megabit, 1472, false, 3 * time.Second},
 		{100 * bandwidth.Megabit, 8000, false, 3 * time.Second},
+		{500 * bandwidth.Megabit, 8000, false, 3 * time.Second},
 	} {
 		if testing.Short() && (c.rate != 10*bandwidth.Megabit || c.v6 != (c.size > 1500)) {
 			continue
