@@ -44,8 +44,8 @@ test-unit: go-there ## packages by themselves, in seconds; no root needed
 	$(gotest) $(unit_packages)
 
 .PHONY: test-admission
-test-admission: go-there ## the webhook, and the agent's side of the API, against a real kube-apiserver and etcd (built on first use: about 10 minutes); one test needs root
-	assets=$$(tests/kube/build.sh etcd kube-apiserver kubectl kube-controller-manager) && KUBEBUILDER_ASSETS=$$assets $(gotest) -count=1 -p 4 ./tests/admission/...
+test-admission: build ## the webhook, and the agent's side of the API, against a real kube-apiserver and etcd (built on first use: about 10 minutes); one test needs root
+	assets=$$(tests/kube/build.sh etcd kube-apiserver kubectl kube-controller-manager) && KUBEBUILDER_ASSETS=$$assets KUBEPACE_WEBHOOK=$(CURDIR)/bin/kubepace-webhook $(gotest) -count=1 -p 4 ./tests/admission/...
 
 .PHONY: test-datapath
 test-datapath: build root-here ## the enforcer on this machine's kernel, in network namespaces (FULL=1: at length); needs root

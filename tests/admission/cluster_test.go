@@ -159,10 +159,9 @@ func toLoopback(o *unstructured.Unstructured, base string) error {
 
 // newProcess builds the binary and gives it the identity of the manifests' ServiceAccount.
 func (c *cluster) newProcess(dir string) (*process, error) {
-	binary := filepath.Join(dir, "kubepace-webhook")
-	build := exec.Command("go", "build", "-o", binary, "../../cmd/kubepace-webhook")
-	if out, err := build.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("build the webhook: %w\n%s", err, out)
+	binary, err := lab.Webhook(dir)
+	if err != nil {
+		return nil, err
 	}
 	user, err := c.env.AddUser(envtest.User{
 		Name: serviceAccount, Groups: []string{"system:serviceaccounts", "system:serviceaccounts:" + systemNamespace},

@@ -67,7 +67,6 @@ func Start(dir string, flags ...string) (*Cluster, error) {
 		env:     &envtest.Environment{ControlPlaneStartTimeout: patience, ControlPlaneStopTimeout: patience},
 		dir:     dir,
 		kubectl: filepath.Join(os.Getenv("KUBEBUILDER_ASSETS"), "kubectl"),
-		binary:  filepath.Join(dir, "kubepace-webhook"),
 		user:    filepath.Join(dir, "webhook.kubeconfig"),
 	}
 	arguments := c.env.ControlPlane.GetAPIServer().Configure()
@@ -82,11 +81,23 @@ func Start(dir string, flags ...string) (*Cluster, error) {
 	if c.Client, err = client.New(c.Config, client.Options{}); err != nil {
 		return c, fmt.Errorf("make client: %w", err)
 	}
-	build := exec.Command("go", "build", "-o", c.binary, "github.com/kubepace/kubepace/cmd/kubepace-webhook")
-	if out, err := build.CombinedOutput(); err != nil {
-		return c, fmt.Errorf("build the webhook: %w\n%s", err, out)
+	if c.binary, err = Webhook(dir); err != nil {
+		return c, err
 	}
 	return c, c.writeUser()
+}
+
+// Webhook returns the webhook's binary: the one that KUBEPACE_WEBHOOK names, else one that it builds in the folder.
+func Webhook(dir string) (string, error) {
+	if binary := os.Getenv("KUBEPACE_WEBHOOK"); binary != "" {
+		return binary, nil
+	}
+	binary := filepath.Join(dir, "kubepace-webhook")
+	build := exec.Command("go", "build", "-o", binary, "github.com/kubepace/kubepace/cmd/kubepace-webhook")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the webhook: %w\n%s", err, out)
+	}
+	return binary, nil
 }
 
 // writeUser makes the kubeconfig of the ServiceAccount.
