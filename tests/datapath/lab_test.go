@@ -93,11 +93,13 @@ func leftOut(t *testing.T, why string) {
 	t.Logf("left out: %s", why)
 }
 
-// quick leaves a test out where several kernels are gone through quickly, as `make test` does (KUBEPACE_QUICK=true):
-// `make test-vm` has it.
+// quickly: several kernels are gone through, as `make test` does, and only the telling cases are wanted.
+var quickly = os.Getenv("KUBEPACE_QUICK") == "true"
+
+// quick leaves a test out then; `make test-vm` has it.
 func quick(t *testing.T) bool {
 	t.Helper()
-	if os.Getenv("KUBEPACE_QUICK") != "true" {
+	if !quickly {
 		return false
 	}
 	leftOut(t, "quick: `make test-vm` has it")

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"sync"
 	"testing"
 	"time"
@@ -137,7 +136,7 @@ func TestPaths(t *testing.T) {
 		{"four queues", netlab.Options{UplinkQueues: 4}, false},
 		{"no offloads", netlab.Options{NoOffload: true}, false},
 	} {
-		if testing.Short() && (c.o.NoOffload || c.o.SNAT) || os.Getenv("KUBEPACE_QUICK") == "true" && (c.o.Direct || c.o.UplinkQueues > 0) {
+		if testing.Short() && (c.o.NoOffload || c.o.SNAT) || quickly && (c.o.Direct || c.o.UplinkQueues > 0) {
 			continue
 		}
 		t.Run(c.name, func(t *testing.T) {

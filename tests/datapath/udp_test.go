@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"os"
 	"sync"
 	"testing"
 	"time"
@@ -38,7 +37,7 @@ func TestUDP(t *testing.T) {
 		if testing.Short() && (c.rate != 10*bandwidth.Megabit || c.v6 != (c.size > 1500)) {
 			continue
 		}
-		if os.Getenv("KUBEPACE_QUICK") == "true" && !c.v6 {
+		if quickly && !c.v6 {
 			continue
 		}
 		to := l.Remote
