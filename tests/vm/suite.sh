@@ -66,9 +66,10 @@ GUEST
 
 # A line `PACKAGE.NAME RESULT` for each test that is not a subtest. A test that says "left out: WHY" tested nothing.
 results() {
-	awk '/^## / { package = substr($2, 1, length($2) - 5) }
-		/_test\.go:[0-9]+: left out: / { left = 1 }
-		/^--- (PASS|FAIL|SKIP): / { print package "." $3, (left && $2 == "PASS:" ? "left-out" : substr($2, 1, 4)); left = 0 }' "$1"
+	awk '/^## / { package = substr($2, 1, length($2) - 5); split("", left) }
+		/^=== (RUN|NAME|CONT) / { split($3, names, "/") } # tests may run beside each other
+		/_test\.go:[0-9]+: left out: / { left[names[1]] = 1 }
+		/^--- (PASS|FAIL|SKIP): / { print package "." $3, (left[$3] && $2 == "PASS:" ? "left-out" : substr($2, 1, 4)) }' "$1"
 }
 
 # Whether a line matches. It reads them all: grep -q would end what writes to it, and that is a failure here (pipefail).

@@ -131,18 +131,7 @@ func TestCertificateFromFiles(t *testing.T) {
 	s := needService(t)
 	dir := t.TempDir()
 	first := writeCertificate(t, dir)
-	r, err := s.NewReplica("files", "--cert-dir="+dir, "--drain-delay=0s")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := r.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := r.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	r := s.withFiles(t, "files", dir)
 	if err := r.WaitReady(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -161,6 +150,24 @@ func TestCertificateFromFiles(t *testing.T) {
 	if r.PID() != pid || !r.Running() {
 		t.Error("the process was replaced")
 	}
+}
+
+// withFiles starts a replica, not among those of the Service, that serves the certificate of a folder.
+func (s *service) withFiles(t *testing.T, name, dir string) *lab.Replica {
+	t.Helper()
+	r, err := s.NewReplica(name, "--cert-dir="+dir, "--drain-delay=0s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
 }
 
 // writeCertificate replaces the files as a mounted Secret does: the new ones are there at once.

@@ -24,22 +24,6 @@ import (
 func TestUnready(t *testing.T) {
 	s := needService(t)
 	dir := t.TempDir()
-	start := func(t *testing.T, name string) *lab.Replica {
-		t.Helper()
-		r, err := s.NewReplica(name, "--cert-dir="+dir, "--drain-delay=0s")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := r.Start(); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := r.Stop(); err != nil {
-				t.Error(err)
-			}
-		})
-		return r
-	}
 	// unready waits until just this check fails.
 	unready := func(t *testing.T, r *lab.Replica, check string) {
 		t.Helper()
@@ -58,7 +42,7 @@ func TestUnready(t *testing.T) {
 	}
 	t.Run("certificates", func(t *testing.T) {
 		writeCertificateFor(t, dir, 30*time.Minute) // of which an hour has passed
-		r := start(t, "expired")
+		r := s.withFiles(t, "expired", dir)
 		unready(t, r, "certificates")
 		writeCertificate(t, dir)
 		if err := r.WaitReady(t.Context()); err != nil {
@@ -90,7 +74,7 @@ func TestUnready(t *testing.T) {
 			}
 		}
 		defer restore()
-		r := start(t, "blind")
+		r := s.withFiles(t, "blind", dir)
 		unready(t, r, "caches")
 		restore()
 		if err := r.WaitReady(t.Context()); err != nil {
