@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/kubepace/kubepace/bandwidth"
+	"github.com/kubepace/kubepace/enforcer/datapath"
 	"github.com/kubepace/kubepace/tests/netlab"
 	"github.com/kubepace/kubepace/tests/netlab/traffic"
 )
@@ -38,6 +39,10 @@ func TestUDP(t *testing.T) {
 			continue
 		}
 		if quickly && !c.v6 {
+			continue
+		}
+		// A machine that paces here is an emulated one, and does not send twice that.
+		if c.rate > 100*bandwidth.Megabit && l.mode == datapath.ModePacing {
 			continue
 		}
 		to := l.Remote
