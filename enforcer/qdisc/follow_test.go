@@ -12,6 +12,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/kubepace/kubepace/tests/netlab"
 )
 
 // The tests of this file follow exit devices as they come, go and change. They set a real fq, and need devices that
@@ -20,9 +22,7 @@ import (
 func (b *box) wantOurs(m *Manager, want map[string]bool) {
 	b.t.Helper()
 	for name, ours := range want {
-		link, err := netlink.LinkByName(name)
-		b.must(err, "find "+name)
-		if t := b.tree(m, link); t.ours() != ours {
+		if t := b.tree(m, b.link(name)); t.ours() != ours {
 			b.t.Errorf("%s has %s (ours: %v); want ours: %v", name, t.describe(), t.ours(), ours)
 		}
 	}
@@ -32,8 +32,7 @@ func (b *box) addLink(link netlink.Link) netlink.Link {
 	b.t.Helper()
 	name := link.Attrs().Name
 	b.must(netlink.LinkAdd(link), "add "+name)
-	got, err := netlink.LinkByName(name)
-	b.must(err, "find "+name)
+	got := b.link(name)
 	b.must(netlink.LinkSetUp(got), "set up "+name)
 	return got
 }
@@ -128,10 +127,8 @@ func TestFqFollowsQueues(t *testing.T) {
 		defer m.Close()
 		attrs := named("up0")
 		attrs.NumTxQueues, attrs.NumRxQueues = 4, 4
-		b.must(netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "far0", PeerNumTxQueues: 4, PeerNumRxQueues: 4,
-			PeerNamespace: netlink.NsFd(b.outside)}), "add up0")
-		up := b.link("up0")
-		b.must(netlink.LinkSetUp(up), "set up up0")
+		up := b.addLink(&netlink.Veth{LinkAttrs: attrs, PeerName: "far0", PeerNumTxQueues: 4, PeerNumRxQueues: 4,
+			PeerNamespace: netlink.NsFd(b.outside)})
 		b.address(up, "192.0.2.2/24")
 		b.must(netlink.RouteAdd(&netlink.Route{LinkIndex: up.Attrs().Index, Gw: net.IPv4(192, 0, 2, 1)}), "add default route")
 		if err := setChannels("up0", 4); errors.Is(err, unix.EOPNOTSUPP) {
@@ -172,30 +169,12 @@ func setChannels(device string, n int) error {
 		maxRx, maxTx, maxOther, maxTotal uint32
 		rx, tx, other, combined          uint32
 	}
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
 	c := channels{command: get}
-	call := func() error {
-		request := struct {
-			name [unix.IFNAMSIZ]byte
-			data unsafe.Pointer
-			_    [16]byte
-		}{data: unsafe.Pointer(&c)}
-		copy(request.name[:unix.IFNAMSIZ-1], device)
-		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request)))
-		if errno != 0 {
-			return errno
-		}
-		return nil
-	}
-	if err := call(); err != nil {
+	if err := netlab.Ethtool(device, unsafe.Pointer(&c)); err != nil {
 		return err
 	}
 	c.command, c.rx, c.tx = set, uint32(n), uint32(n)
-	return call()
+	return netlab.Ethtool(device, unsafe.Pointer(&c))
 }
 
 // TestFqRestoresOptions: an administrator's own parameters come back, those that the netlink package does not know

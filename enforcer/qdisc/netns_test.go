@@ -80,17 +80,11 @@ func (b *box) must(err error, what string) {
 // uplink adds a veth to the outside and, where gateway is set, the default route over it.
 func (b *box) uplink(name, cidr, gateway string) netlink.Link {
 	b.t.Helper()
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.NumTxQueues, attrs.NumRxQueues = name, 2, 2
-	b.must(netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: name, PeerNamespace: netlink.NsFd(b.outside)}), "add "+name)
-	link, err := netlink.LinkByName(name)
-	b.must(err, "find "+name)
-	b.must(netlink.LinkSetUp(link), "set up "+name)
+	attrs := named(name)
+	attrs.NumTxQueues, attrs.NumRxQueues = 2, 2
+	link := b.addLink(&netlink.Veth{LinkAttrs: attrs, PeerName: name, PeerNamespace: netlink.NsFd(b.outside)})
 	if cidr != "" {
-		ip, prefix, err := net.ParseCIDR(cidr)
-		b.must(err, "parse "+cidr)
-		prefix.IP = ip
-		b.must(netlink.AddrAdd(link, &netlink.Addr{IPNet: prefix}), "add address to "+name)
+		b.address(link, cidr)
 	}
 	if gateway != "" {
 		b.must(netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: net.ParseIP(gateway)}), "add default route")

@@ -98,13 +98,9 @@ const (
 // DisableOffloads turns TSO, GSO and GRO of a device off, so that every packet on it is at most one MTU long.
 func (n *Namespace) DisableOffloads(device string) error {
 	return n.Do(func() error {
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return fmt.Errorf("socket for ethtool: %w", err)
-		}
-		defer unix.Close(fd)
 		for _, command := range []uint32{ethtoolSetTSO, ethtoolSetGSO, ethtoolSetGRO} {
-			if err := ethtoolSet(fd, device, command, 0); err != nil {
+			off := [2]uint32{command, 0} // struct ethtool_value
+			if err := Ethtool(device, unsafe.Pointer(&off)); err != nil {
 				return fmt.Errorf("ethtool command %#x on %s in %s: %w", command, device, n.Name, err)
 			}
 		}
@@ -112,14 +108,19 @@ func (n *Namespace) DisableOffloads(device string) error {
 	})
 }
 
-// ethtoolSet sends struct ethtool_value by the ioctl that carries ethtool's commands.
-func ethtoolSet(fd int, device string, command, data uint32) error {
-	value := [2]uint32{command, data}
+// Ethtool sends a device of the current network namespace one of ethtool's commands: a struct of linux/ethtool.h that
+// begins with the command's number, and holds the answer afterwards. The error is the kernel's own.
+func Ethtool(device string, data unsafe.Pointer) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("socket for ethtool: %w", err)
+	}
+	defer unix.Close(fd)
 	request := struct {
 		name [unix.IFNAMSIZ]byte
 		data unsafe.Pointer
 		_    [16]byte
-	}{data: unsafe.Pointer(&value)}
+	}{data: data}
 	copy(request.name[:unix.IFNAMSIZ-1], device)
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request)))
 	if errno != 0 {
