@@ -29,6 +29,7 @@ type lab struct {
 	bpffs string
 	dp    *datapath.Datapath
 	mode  datapath.Mode
+	empty time.Time // by when all has left that a limit let wait which is removed since
 }
 
 // newLab paces where this kernel can, else polices. KUBEPACE_EXPECT_MODE says what the machine should be able to do,
@@ -134,9 +135,18 @@ func mountBPFFS(t *testing.T) string {
 	return filepath.Join(dir, "kubepace")
 }
 
-// limit sets a pod's limit; 0 removes it.
+// limit sets a pod's limit; 0 removes it. What the removed limit let wait keeps its departure times: it is not the
+// next limit's, and so leaves before that one is set.
 func (l *lab) limit(pod int, rate bandwidth.Rate) {
 	l.t.Helper()
+	if rate != 0 {
+		time.Sleep(time.Until(l.empty))
+	} else if l.mode == datapath.ModePacing {
+		const longest = 9 * time.Second // PACE_MAX_HORIZON_NS: a last packet may cost more, but left when the rest had
+		if empty := time.Now().Add(min(l.state(pod).Backlog, longest)); empty.After(l.empty) {
+			l.empty = empty
+		}
+	}
 	uid := fmt.Sprintf("uid-%d", pod)
 	err := l.Node.Do(func() error {
 		if rate == 0 {
