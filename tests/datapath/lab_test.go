@@ -29,8 +29,11 @@ type lab struct {
 	bpffs string
 	dp    *datapath.Datapath
 	mode  datapath.Mode
-	empty time.Time // by when all has left that a limit let wait which is removed since
+	empty time.Time // when the last packet leaves that a removed limit let wait
 }
+
+// maxHorizon is PACE_MAX_HORIZON_NS.
+const maxHorizon = 9 * time.Second
 
 // newLab paces where this kernel can, else polices. KUBEPACE_EXPECT_MODE says what the machine should be able to do,
 // so that a broken probe does not pass as policing.
@@ -142,8 +145,8 @@ func (l *lab) limit(pod int, rate bandwidth.Rate) {
 	if rate != 0 {
 		time.Sleep(time.Until(l.empty))
 	} else if l.mode == datapath.ModePacing {
-		const longest = 9 * time.Second // PACE_MAX_HORIZON_NS: a last packet may cost more, but left when the rest had
-		if empty := time.Now().Add(min(l.state(pod).Backlog, longest)); empty.After(l.empty) {
+		// The last packet may cost more than a horizon, but leaves when the rest has.
+		if empty := time.Now().Add(min(l.state(pod).Backlog, maxHorizon)); empty.After(l.empty) {
 			l.empty = empty
 		}
 	}
@@ -191,7 +194,7 @@ func (l *lab) allowance(rate bandwidth.Rate, flows int) int64 {
 		horizon := max(datapath.HorizonPolicing, 4*mtu*time.Duration(flows), 2*mtu*gso/frame)
 		return bytesIn(rate, horizon)
 	}
-	horizon := min(max(datapath.HorizonPacing, 6*mtu*time.Duration(flows)), 9*time.Second)
+	horizon := min(max(datapath.HorizonPacing, 6*mtu*time.Duration(flows)), maxHorizon)
 	return gso + bytesIn(rate, horizon/8+max(datapath.HorizonPacing/16, min(2*mtu, time.Second)))
 }
 
