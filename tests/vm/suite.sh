@@ -72,6 +72,14 @@ results() {
 		/^--- (PASS|FAIL|SKIP): / { print package "." $3, (left[$3] && $2 == "PASS:" ? "left-out" : substr($2, 1, 4)) }' "$1"
 }
 
+# What each failed test said, subtests included: the lines that boot shows are chosen for their figures.
+said() {
+	awk '/^## / { package = substr($2, 1, length($2) - 5); split("", lines) }
+		/^=== (RUN|NAME|CONT) / { split($3, names, "/"); next }
+		/^--- FAIL: / { printf "\n%s.%s said:\n%s", package, $3, lines[$3] }
+		!/^ *(---|===|PASS|FAIL)/ { lines[names[1]] = lines[names[1]] $0 "\n" }' "$1"
+}
+
 # Whether a line matches. It reads them all: grep -q would end what writes to it, and that is a failure here (pipefail).
 any() { awk -v "pattern=$1" '$0 ~ pattern { found = 1 } END { exit !found }'; }
 
@@ -103,6 +111,7 @@ for kernel in "$@"; do
 		boot "$kernel" || status=$?
 	fi
 	if [ $status != 0 ]; then failed=1 reasons+=("Linux $kernel: status $status (124: out of time, 125: the machine failed)"); fi
+	said "$out/$kernel.log"
 	# Skips that run.sh's status cannot know of.
 	if results "$out/$kernel.log" | any ' SKIP$'; then failed=1 reasons+=("Linux $kernel: skipped tests"); fi
 	if ! results "$out/$kernel.log" | any ' PASS$'; then failed=1 reasons+=("Linux $kernel: no results; the end of its messages:"
