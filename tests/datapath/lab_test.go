@@ -30,6 +30,8 @@ type lab struct {
 	dp    *datapath.Datapath
 	mode  datapath.Mode
 	empty time.Time // when the last packet leaves that a removed limit let wait
+
+	stalled time.Duration // the longest time that the machine stood still while the latest meter ran
 }
 
 // maxHorizon is PACE_MAX_HORIZON_NS.
@@ -223,7 +225,9 @@ func (l *lab) meter(fn func()) traffic.Capture {
 	if err != nil {
 		l.t.Fatalf("start meter: %v", err)
 	}
+	stalls := watchStalls(l.t)
 	fn()
+	l.stalled = stalls()
 	c, err := m.Stop()
 	if err != nil {
 		l.t.Fatalf("meter: %v", err)
