@@ -96,6 +96,8 @@ func (e *Enforcer) Poke(r Reason) {
 func (e *Enforcer) Run(ctx context.Context) error {
 	ticker := time.NewTicker(e.opts.Resync)
 	defer ticker.Stop()
+	beat := time.NewTicker(beatEvery)
+	defer beat.Stop()
 	reason := Resync
 	for {
 		start := e.now()
@@ -104,14 +106,20 @@ func (e *Enforcer) Run(ctx context.Context) error {
 			e.opts.Passed(e.now().Sub(start))
 		}
 		retry := time.NewTimer(e.untilRetry())
-		select {
-		case <-ctx.Done():
-		case <-e.opts.Source.Changes():
-			e.ask(PodsChanged)
-		case <-ticker.C:
-			e.ask(Resync)
-		case <-e.wake:
-		case <-retry.C:
+		for beats := true; beats; {
+			beats = false
+			select {
+			case <-ctx.Done():
+			case <-e.opts.Source.Changes():
+				e.ask(PodsChanged)
+			case <-ticker.C:
+				e.ask(Resync)
+			case <-e.wake:
+			case <-retry.C:
+			case <-beat.C:
+				e.turned()
+				beats = true
+			}
 		}
 		retry.Stop()
 		select {
@@ -203,7 +211,14 @@ func (e *Enforcer) readiness(complete bool, stateErr error) error {
 func (e *Enforcer) Alive() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.passed.IsZero() || e.now().Sub(e.passed) < 3*e.opts.Resync
+	return e.passed.IsZero() || e.now().Sub(e.passed) < 3*beatEvery
+}
+
+// turned notes that the loop turns, also where there is nothing to do.
+func (e *Enforcer) turned() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.passed = e.now()
 }
 
 // Status of the latest pass.

@@ -24,6 +24,7 @@ type Datapath struct {
 	features Features
 	loadSpec func() (*ebpf.CollectionSpec, error)
 	types    map[string]*btf.Struct // of the maps' values, by the maps' names
+	heads    *heads                 // nil where the kernel has no such iterator
 
 	mu      sync.Mutex
 	objects *objects
@@ -68,6 +69,11 @@ func Open(opts Options) (*Datapath, error) {
 		return nil, errors.Join(err, d.Close())
 	}
 	d.migrate()
+	if d.polled() {
+		if d.heads, err = openHeads(d.program); err != nil {
+			d.log.Info("hooks are looked at one by one", "why", err.Error())
+		}
+	}
 	return d, nil
 }
 
@@ -81,7 +87,7 @@ func (d *Datapath) Close() error {
 	if d.objects == nil {
 		return nil
 	}
-	err := d.objects.Close()
+	err := errors.Join(d.objects.Close(), d.heads.Close())
 	d.objects = nil
 	return err
 }

@@ -3,6 +3,8 @@
 package datapath
 
 import (
+	"errors"
+	"slices"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -22,6 +24,10 @@ func TestFirstByTCX(t *testing.T) {
 			t.Log("left out: this kernel has no tcx")
 			return
 		}
+		if d.heads == nil {
+			t.Error("hooks can only be looked at one by one")
+			return
+		}
 		a := mustVeth(t, "a")
 		check := func(what string, programs int) {
 			t.Helper()
@@ -36,6 +42,10 @@ func TestFirstByTCX(t *testing.T) {
 			}
 			if got, err := firstByTCX(a.Index); err != nil || got != id {
 				t.Errorf("%s: %d, %v; want %d", what, got, err, id)
+			}
+			without, err := d.heads.without([]int{a.Index})
+			if ours := id == d.program; err != nil || (len(without) == 0) != ours {
+				t.Errorf("%s: without ours at the head: %v, %v; want ours there: %v", what, without, err, ours)
 			}
 		}
 		check("nothing attached", 0)
@@ -61,5 +71,50 @@ func TestFirstByTCX(t *testing.T) {
 		if _, err := firstByTCX(a.Index + 1000); err == nil {
 			t.Error("a device that does not exist has a first program")
 		}
+	})
+}
+
+// TestHeads: of several devices, read in pieces that end in the middle of a device's number, those are named that lack
+// our program, the ones that never had it included.
+func TestHeads(t *testing.T) {
+	bpffs := tempBPFFS(t)
+	inNamespace(t, func(t *testing.T) {
+		d := mustOpen(t, bpffs)
+		defer d.Close()
+		if !d.features.TCX {
+			t.Log("left out: this kernel has no tcx")
+			return
+		}
+		devices := []Device{mustVeth(t, "a"), mustVeth(t, "b"), mustVeth(t, "c"), mustVeth(t, "d")}
+		indexes := make([]int, len(devices))
+		for i, dev := range devices {
+			indexes[i] = dev.Index
+		}
+		must := func(err error) {
+			t.Helper()
+			if err != nil {
+				t.Error(err)
+			}
+		}
+		want := func(what string, want ...int) {
+			t.Helper()
+			for _, size := range []int{4096, 6} {
+				d.heads.buf = make([]byte, size)
+				if got, err := d.heads.without(indexes); err != nil || !slices.Equal(got, want) {
+					t.Errorf("%s, %d bytes at a time: without ours at the head: %v, %v; want %v", what, size, got, err, want)
+				}
+			}
+		}
+		limit := Limit{Pod: Pod{"team", "web", "uid"}, Devices: devices[:3], Rate: bandwidth.Megabit}
+		must(d.Set(limit))
+		want("three of four have it", indexes[3])
+		l, err := link.LoadPinnedLink(d.pins.link(indexes[1]), nil)
+		must(err)
+		must(errors.Join(l.Detach(), l.Close()))
+		want("one was taken off", indexes[1], indexes[3])
+		must(d.Set(limit))
+		want("it is back", indexes[3])
+		must(d.Remove(limit.Pod.UID))
+		want("none is left", indexes...)
 	})
 }

@@ -199,13 +199,19 @@ func (d *Datapath) makeFirst(ifindex int, at position) (attachment, error) {
 }
 
 // Disturbed reports whether a device lacks our program or has another one before it. The kernel tells nobody of such
-// changes where programs are attached by tcx, so they are asked for; this is one look at each device, cheap enough for
-// twice a second. Filters of clsact are not looked at: the kernel tells of their changes.
+// changes where programs are attached by tcx, so they are asked for; this is one read for all devices, or where the
+// kernel has no such iterator one look at each, cheap enough for twice a second. Filters of clsact are not looked at:
+// the kernel tells of their changes.
 func (d *Datapath) Disturbed() bool {
 	if !d.polled() {
 		return false
 	}
 	devices, program := d.attached()
+	if d.heads != nil {
+		if without, err := d.heads.without(devices); err == nil {
+			devices = without
+		}
+	}
 	for _, ifindex := range devices {
 		first, err := firstByTCX(ifindex)
 		// Where the device is gone, that is told; an earlier agent's program, kept because ours could not replace it, is
