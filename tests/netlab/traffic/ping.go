@@ -11,6 +11,8 @@ import (
 	"net/netip"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // PingOptions describe a series of ICMP echo requests.
@@ -75,10 +77,14 @@ func Ping(ctx context.Context, o PingOptions) (PingResult, error) {
 	if o.Addr.Is6() {
 		network, listen = "ip6:ipv6-icmp", "::"
 	}
-	var conn net.PacketConn
-	err := o.From.Do(func() (err error) {
-		conn, err = net.ListenPacket(network, listen)
-		return err
+	var conn *net.IPConn
+	err := o.From.Do(func() error {
+		c, err := net.ListenPacket(network, listen)
+		if err != nil {
+			return err
+		}
+		conn = c.(*net.IPConn)
+		return stampArrivals(conn)
 	})
 	if err != nil {
 		return PingResult{}, fmt.Errorf("open ICMP socket: %w", err)
@@ -95,7 +101,7 @@ func Ping(ctx context.Context, o PingOptions) (PingResult, error) {
 // pinger is a running probe. Requests and answers are kept by sequence number, as times since the start.
 type pinger struct {
 	PingOptions
-	conn    net.PacketConn
+	conn    *net.IPConn
 	id      uint16
 	started time.Time
 	sent    [1 << 16]atomic.Int64 // nanoseconds since started, 0 for not sent
@@ -115,7 +121,7 @@ func (p *pinger) send(ctx context.Context) error {
 			return nil
 		case <-time.After(due - time.Since(p.started)):
 		}
-		p.sent[i].Store(int64(time.Since(p.started)))
+		p.sent[i].Store(int64(time.Now().Round(0).Sub(p.started.Round(0))))
 		p.count.Add(1)
 		if _, err := p.conn.WriteTo(p.request(uint16(i)), &net.IPAddr{IP: p.Addr.AsSlice()}); err != nil {
 			return fmt.Errorf("send echo request: %w", err)
@@ -138,6 +144,36 @@ func (p *pinger) request(sequence uint16) []byte {
 	return message
 }
 
+// stampArrivals asks the kernel when answers arrive, as ping(8) does: how long the prober itself waits for a processor
+// that others use is no time of the network's.
+func stampArrivals(conn *net.IPConn) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var set error
+	err = raw.Control(func(fd uintptr) { set = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1) })
+	return errors.Join(err, set)
+}
+
+// arrival is the time in a message's control data.
+func arrival(oob []byte) (time.Time, error) {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("read control messages: %w", err)
+	}
+	for _, m := range messages {
+		var at unix.Timespec
+		if m.Header.Level == unix.SOL_SOCKET && m.Header.Type == unix.SCM_TIMESTAMPNS && len(m.Data) == binary.Size(at) {
+			if _, err := binary.Decode(m.Data, binary.NativeEndian, &at); err != nil {
+				return time.Time{}, fmt.Errorf("read time of arrival: %w", err)
+			}
+			return time.Unix(at.Unix()), nil
+		}
+	}
+	return time.Time{}, errors.New("no time of arrival")
+}
+
 // wait is how long answers may still come: not at all if none is missing.
 func (p *pinger) wait() time.Duration {
 	if p.got.Load() == p.count.Load() {
@@ -147,14 +183,13 @@ func (p *pinger) wait() time.Duration {
 }
 
 func (p *pinger) receive() error {
-	buffer := make([]byte, 1<<16)
+	space, oob := make([]byte, 1<<16), make([]byte, 128)
 	reply := byte(echoReply)
 	if p.Addr.Is6() {
 		reply = echoReply6
 	}
 	for {
-		n, from, err := p.conn.ReadFrom(buffer)
-		now := time.Since(p.started)
+		n, control, _, from, err := p.conn.ReadMsgIP(space, oob)
 		var netErr net.Error
 		if errors.As(err, &netErr) && netErr.Timeout() {
 			return nil
@@ -166,9 +201,18 @@ func (p *pinger) receive() error {
 		if err != nil {
 			return fmt.Errorf("sender of echo reply: %w", err)
 		}
-		if n < icmpHeader || buffer[0] != reply || binary.BigEndian.Uint16(buffer[4:]) != p.id || source.Unmap() != p.Addr {
+		buffer := space[:n]
+		if !p.Addr.Is6() && n > 0 { // a raw socket of IPv4 gives its header as well
+			buffer = buffer[min(n, int(buffer[0]&0xf)*4):]
+		}
+		if len(buffer) < icmpHeader || buffer[0] != reply || binary.BigEndian.Uint16(buffer[4:]) != p.id || source.Unmap() != p.Addr {
 			continue
 		}
+		arrived, err := arrival(oob[:control])
+		if err != nil {
+			return fmt.Errorf("receive echo reply: %w", err)
+		}
+		now := arrived.Sub(p.started.Round(0)) // by the wall clock, as the kernel's
 		sequence := binary.BigEndian.Uint16(buffer[6:])
 		at := time.Duration(p.sent[sequence].Load())
 		if at == 0 || p.answers[sequence] != 0 {
