@@ -44,7 +44,7 @@
 /* The largest packet without BIG TCP; one such packet always passes. */
 #define PACE_GSO_BYTES 65536ULL
 /* Of each competing flow, packets that may wait. */
-#define PACE_FLOW_PACKETS 6
+#define PACE_FLOW_PACKETS 8
 /* The least time for which competing flows are counted. */
 #define PACE_EPOCH_NS 100000000ULL
 /* fq drops what departs later than its own horizon, 10 s from now. */
@@ -250,8 +250,10 @@ static __always_inline __u64 pace_count_flow(struct pace_pod *p,
 
 /*
  * The backlog beyond which packets are dropped. Each competing flow may have
- * six packets in it; four of a policed one, which do not wait and so return at
- * once. A policed packet of PACE_GSO_BYTES fits into it whole.
+ * eight packets in it: bbr keeps four in flight and probes for more, and with
+ * six its flows shared a low limit less fairly. Four of a policed one, which do
+ * not wait and so return at once. A policed packet of PACE_GSO_BYTES fits into
+ * it whole.
  */
 static __always_inline __u64 pace_horizon_ns(const struct pace_limit *l,
 					     __u64 n)

@@ -196,7 +196,7 @@ func (l *lab) allowance(rate bandwidth.Rate, flows int) int64 {
 		horizon := max(datapath.HorizonPolicing, 4*mtu*time.Duration(flows), 2*mtu*gso/frame)
 		return bytesIn(rate, horizon)
 	}
-	horizon := min(max(datapath.HorizonPacing, 6*mtu*time.Duration(flows)), maxHorizon)
+	horizon := min(max(datapath.HorizonPacing, 8*mtu*time.Duration(flows)), maxHorizon)
 	return gso + bytesIn(rate, horizon/8+max(datapath.HorizonPacing/16, min(2*mtu, time.Second)))
 }
 

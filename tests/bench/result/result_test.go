@@ -182,8 +182,8 @@ func TestFirstSecondBound(t *testing.T) {
 		want  int64 // by hand: limit × (1 s + horizon/8 + floor) + 64 KiB
 	}{
 		{10e6, 1, 10e6 + 524288 + 375000},      // horizon 200 ms: 25 ms, and 12.5 ms
-		{10e6, 64, 10e6 + 524288 + 706376},     // 64 flows of 6 MTU: 465.1 ms / 8, and 12.5 ms
-		{100e3, 1, 100e3 + 524288 + 33308},     // 6 MTU are 726.7 ms: 90.8 ms; 2 MTU are 242.2 ms
+		{10e6, 64, 10e6 + 524288 + 900168},     // 64 flows of 8 MTU: 620.1 ms / 8, and 12.5 ms
+		{100e3, 1, 100e3 + 524288 + 36336},     // 8 MTU are 969.0 ms: 121.1 ms; 2 MTU are 242.2 ms
 		{1000, 1, 1000 + 524288 + 1125 + 1000}, // horizon 9 s: 1.125 s; a second
 	} {
 		if got := FirstSecondBound(test.limit, test.flows); got < test.want-5 || got > test.want+5 {

@@ -217,7 +217,7 @@ func (t Table) pairs(other Variant, fn func(s Setting, ours, theirs Case)) {
 func FirstSecondBound(limitBps int64, flows int) int64 {
 	const frame, gso, least = 1514, 65536, 200 * time.Millisecond
 	mtu := time.Duration(frame * 8e9 / float64(limitBps))
-	horizon := min(max(least, 6*mtu*time.Duration(flows)), 9*time.Second)
+	horizon := min(max(least, 8*mtu*time.Duration(flows)), 9*time.Second)
 	debt := horizon/8 + max(least/16, min(2*mtu, time.Second))
 	return limitBps + gso*8 + int64(float64(limitBps)*debt.Seconds())
 }
