@@ -81,6 +81,28 @@ func TestNothingIsRemovedWhileTheSourceIsIncomplete(t *testing.T) {
 	}
 }
 
+// TestSetsOnceWhatAnEarlierAgentSet: it may have had other settings, of which a state says nothing; later passes find
+// what is wrong by the states alone.
+func TestSetsOnceWhatAnEarlierAgentSet(t *testing.T) {
+	w := newWorld(t)
+	w.pod("a", "10M", "10.0.0.11")
+	w.pass(Resync)
+	again := newWorld(t)
+	again.kernel.states = w.kernel.states
+	again.pod("a", "10M", "10.0.0.11")
+	again.pass(Resync)
+	again.pass(Resync)
+	if again.kernel.sets != 1 {
+		t.Errorf("%d sets in two passes over what was there; want 1", again.kernel.sets)
+	}
+	for uid, state := range again.kernel.states {
+		state.Rate = bandwidth.Gigabit
+		again.kernel.states[uid] = state
+	}
+	again.pass(Resync)
+	again.wantLimit("a", "10M", datapath.ModePacing)
+}
+
 // TestLooksInsideNowAndThen: a pod that stands as it did is looked into in one of lookInside resyncs.
 func TestLooksInsideNowAndThen(t *testing.T) {
 	w := newWorld(t)

@@ -80,6 +80,7 @@ type podState struct {
 	told    bool      // the observer knows the verdict
 	logged  bool
 
+	set      bool      // by this agent
 	repaired time.Time // when our program was last put back or brought to the front
 }
 
@@ -262,7 +263,7 @@ func (e *Enforcer) pass(reason Reason) {
 	mode, why := DecideMode(e.opts.Datapath.Features(), e.exits, e.exitsErr)
 	if stateErr == nil {
 		problems = append(problems, e.collect(snapshot, states)...)
-		e.apply(snapshot, states, mode, reason.has(Resync))
+		e.apply(snapshot, states, mode)
 		e.tellRepairs(snapshot)
 	}
 	e.logProblems(problems)

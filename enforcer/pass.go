@@ -131,7 +131,7 @@ func (e *Enforcer) collect(snapshot pods.Snapshot, states map[string]datapath.St
 }
 
 // apply sets every limited pod and keeps the verdicts.
-func (e *Enforcer) apply(snapshot pods.Snapshot, states map[string]datapath.State, mode datapath.Mode, repair bool) {
+func (e *Enforcer) apply(snapshot pods.Snapshot, states map[string]datapath.State, mode datapath.Mode) {
 	for _, pod := range snapshot.Pods {
 		p := e.pods[pod.UID]
 		if !pod.Limited() {
@@ -143,7 +143,7 @@ func (e *Enforcer) apply(snapshot pods.Snapshot, states map[string]datapath.Stat
 			e.pods[pod.UID] = p
 		}
 		state, held := states[pod.UID]
-		e.keep(pod, p, e.enforce(pod, p, state, held, mode, repair))
+		e.keep(pod, p, e.enforce(pod, p, state, held, mode))
 	}
 }
 
@@ -186,7 +186,7 @@ func (e *Enforcer) refuse(snapshot pods.Snapshot, why *NotOpenError) {
 }
 
 // enforce brings one pod to its limit and says what came of it.
-func (e *Enforcer) enforce(pod pods.Pod, p *podState, state datapath.State, held bool, mode datapath.Mode, repair bool) Verdict {
+func (e *Enforcer) enforce(pod pods.Pod, p *podState, state datapath.State, held bool, mode datapath.Mode) Verdict {
 	v := Verdict{Pod: pod.Pod, Origin: pod.Origin, Limit: pod.Rate, Mode: mode}
 	if pod.Origin == pods.OriginCNI && held {
 		v.Limit = state.Rate // the API server's last word is newer than what the pod started with
@@ -222,12 +222,14 @@ func (e *Enforcer) enforce(pod pods.Pod, p *podState, state datapath.State, held
 	if held && e.tooSoon(p, state) {
 		return p.verdict
 	}
-	if repair || !held || differs(state, limit) {
+	// What an earlier agent set may differ in more than a state shows.
+	if !p.set || !held || differs(state, limit) {
 		if err := e.opts.Datapath.Set(limit); err != nil {
 			v.Code, v.Reason = codeOf(err), strings.Join(append(reasons, err.Error()), "; ")
 			e.retryAfterError(p)
 			return v
 		}
+		p.set = true
 	}
 	p.retry, p.delay = time.Time{}, 0
 	v.Devices = limit.Devices

@@ -51,6 +51,7 @@ type Cache struct {
 	mu       sync.Mutex
 	files    map[string]file // by name
 	overflow error           // more files than are read
+	scanned  stamp           // of the folder, before it was read last
 	view     *View           // nil after a change
 }
 
@@ -121,6 +122,10 @@ func (c *Cache) build() *View {
 
 // scan compares the whole folder with what is known; only what changed is read.
 func (c *Cache) scan() {
+	var before stamp
+	if info, err := os.Stat(c.dir); err == nil {
+		before = stampOf(info)
+	}
 	entries, err := os.ReadDir(c.dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		c.log.Error(err, "CNI results cannot be listed")
@@ -138,6 +143,7 @@ func (c *Cache) scan() {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.scanned = before
 	overflow := error(nil)
 	if len(list) > maxFiles {
 		overflow = fmt.Errorf("%d CNI results in %s: only the newest %d are read", len(list), c.dir, maxFiles)

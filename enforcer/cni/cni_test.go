@@ -4,6 +4,7 @@ package cni
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -311,6 +312,41 @@ func TestCacheFolderThatComesLater(t *testing.T) {
 			t.Fatal(err)
 		}
 		f.want()
+	}
+}
+
+// TestCacheAsScanned: a rescan reads the folder again where a file came or went, the folder is another, or a file could
+// not be read.
+func TestCacheAsScanned(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "results")
+	if err := os.Mkdir(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	f := &folder{t: t, path: path, Cache: New(path, "/netns", logr.Discard())}
+	for _, step := range []struct {
+		what string
+		do   func() error
+	}{
+		{"a file came", func() error { f.write("cbr0-a-eth0", about("a", "1000000")); return nil }},
+		{"a file went", func() error { return os.Remove(filepath.Join(path, "cbr0-a-eth0")) }},
+		{"another folder", func() error { return errors.Join(os.Rename(path, path+"-old"), os.Mkdir(path, 0o700)) }},
+	} {
+		if !f.asScanned() {
+			t.Errorf("before %q: not as it was scanned", step.what)
+		}
+		time.Sleep(20 * time.Millisecond) // the clock of file systems is coarse
+		if err := step.do(); err != nil {
+			t.Fatal(err)
+		}
+		if f.asScanned() {
+			t.Errorf("%s: taken for as it was scanned", step.what)
+		}
+		f.scan()
+	}
+	f.write("cbr0-bad-eth0", "{")
+	f.scan()
+	if f.asScanned() {
+		t.Error("an unreadable file is not looked at again")
 	}
 }
 

@@ -4,7 +4,9 @@ package cni
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -66,7 +68,26 @@ func (c *Cache) follow(watcher *fsnotify.Watcher) {
 			_ = watcher.Remove(path)
 		}
 	}
-	c.scan()
+	if !c.asScanned() {
+		c.scan()
+	}
+}
+
+// asScanned reports whether the folder is the one that was scanned, has the files that it had, and none of them is to
+// be read again. What is written into a file inotify tells.
+func (c *Cache) asScanned() bool {
+	info, err := os.Stat(c.dir)
+	if err != nil {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, f := range c.files {
+		if f.err != nil && !errors.Is(f.err, errNoPod) {
+			return false
+		}
+	}
+	return c.overflow == nil && stampOf(info) == c.scanned
 }
 
 // below is the next folder on the way from dir down to path.

@@ -105,7 +105,9 @@ func (d *Datapath) Set(limit Limit) error {
 	if err != nil {
 		return fmt.Errorf("pod %s: %w", limit.Pod, err)
 	}
-	if want := paceLimit(limit.Rate, limit.Mode); e.limit != want {
+	// What the kernel holds counts, not what it was told: others may write there as well.
+	want, held := paceLimit(limit.Rate, limit.Mode), bpf.EgressPaceLimit{}
+	if err := d.objects.KubepaceLimits.Lookup(e.slot, &held); err != nil || held != want {
 		if err := d.objects.KubepaceLimits.Put(e.slot, want); err != nil {
 			return fmt.Errorf("pod %s: write limit: %w", limit.Pod, err)
 		}
@@ -296,9 +298,23 @@ func (d *Datapath) release(e *entry) error {
 
 // States returns what the kernel holds, sorted by namespace and name.
 func (d *Datapath) States() ([]State, error) {
+	var ours map[int]bool
+	if d.heads != nil {
+		now, err := d.heads.names()
+		if err != nil {
+			d.log.V(1).Info("hooks are looked at one by one", "why", err.Error())
+		}
+		ours = now.set()
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return readStates(&d.objects.EgressMaps, d.look)
+	return readStates(&d.objects.EgressMaps, func(ifindex int) position {
+		if ours[ifindex] {
+			d.first[ifindex] = true
+			return position{hook: HookTCX}
+		}
+		return d.look(ifindex)
+	})
 }
 
 // Known is States without a look at the hooks that were found as they should be: with tcx each such look waits for the

@@ -183,6 +183,16 @@ func TestSetRepairs(t *testing.T) {
 		if hookOf(d.pins, a.Index) == HookNone {
 			t.Error("not repaired")
 		}
+		// Whoever may may write into the map, too.
+		if err := d.objects.KubepaceLimits.Put(d.pods["uid-web"].slot, paceLimit(bandwidth.Gigabit, ModePacing)); err != nil {
+			t.Errorf("write another limit: %v", err)
+		}
+		if err := d.Set(web); err != nil {
+			t.Errorf("set once more: %v", err)
+		}
+		if got := mustStates(t, bpffs); len(got) != 1 || got[0].Rate != web.Rate {
+			t.Errorf("%+v; want the limit %s again", got, web.Rate)
+		}
 	})
 }
 

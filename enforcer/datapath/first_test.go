@@ -4,6 +4,7 @@ package datapath
 
 import (
 	"errors"
+	"maps"
 	"slices"
 	"testing"
 
@@ -43,9 +44,9 @@ func TestFirstByTCX(t *testing.T) {
 			if got, err := firstByTCX(a.Index); err != nil || got != id {
 				t.Errorf("%s: %d, %v; want %d", what, got, err, id)
 			}
-			without, err := d.heads.without([]int{a.Index})
-			if ours := id == d.program; err != nil || (len(without) == 0) != ours {
-				t.Errorf("%s: without ours at the head: %v, %v; want ours there: %v", what, without, err, ours)
+			named, err := d.heads.names()
+			if ours := id == d.program; err != nil || named.set()[a.Index] != ours {
+				t.Errorf("%s: ours at the head of: %v, %v; want %d there: %v", what, named.set(), err, a.Index, ours)
 			}
 		}
 		check("nothing attached", 0)
@@ -74,8 +75,8 @@ func TestFirstByTCX(t *testing.T) {
 	})
 }
 
-// TestHeads: of several devices, read in pieces that end in the middle of a device's number, those are named that lack
-// our program, the ones that never had it included.
+// TestHeads: of several devices, read in pieces that end in the middle of a device's number, those are named that have
+// our program first; and what is the same as before is no change.
 func TestHeads(t *testing.T) {
 	bpffs := tempBPFFS(t)
 	inNamespace(t, func(t *testing.T) {
@@ -96,25 +97,33 @@ func TestHeads(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		want := func(what string, want ...int) {
+		want := func(what string, disturbed bool, want ...int) {
 			t.Helper()
 			for _, size := range []int{4096, 6} {
 				d.heads.buf = make([]byte, size)
-				if got, err := d.heads.without(indexes); err != nil || !slices.Equal(got, want) {
-					t.Errorf("%s, %d bytes at a time: without ours at the head: %v, %v; want %v", what, size, got, err, want)
+				named, err := d.heads.names()
+				if got := slices.Sorted(maps.Keys(named.set())); err != nil || !slices.Equal(got, want) {
+					t.Errorf("%s, a buffer of %d bytes: ours at the head of: %v, %v; want %v", what, size, got, err, want)
 				}
+			}
+			if d.Disturbed() != disturbed {
+				t.Errorf("%s: disturbed %v", what, !disturbed)
+			}
+			_, changed, err := d.heads.changed()
+			if err != nil || changed != disturbed {
+				t.Errorf("%s: changed since all was well: %v, %v", what, changed, err)
 			}
 		}
 		limit := Limit{Pod: Pod{"team", "web", "uid"}, Devices: devices[:3], Rate: bandwidth.Megabit}
 		must(d.Set(limit))
-		want("three of four have it", indexes[3])
+		want("three of four have it", false, indexes[:3]...)
 		l, err := link.LoadPinnedLink(d.pins.link(indexes[1]), nil)
 		must(err)
 		must(errors.Join(l.Detach(), l.Close()))
-		want("one was taken off", indexes[1], indexes[3])
+		want("one was taken off", true, indexes[0], indexes[2])
 		must(d.Set(limit))
-		want("it is back", indexes[3])
+		want("it is back", false, indexes[:3]...)
 		must(d.Remove(limit.Pod.UID))
-		want("none is left", indexes...)
+		want("none is left", false)
 	})
 }

@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -23,7 +24,7 @@ type heads struct {
 
 	mu   sync.Mutex
 	buf  []byte
-	seen map[int]bool // of the latest read
+	calm []byte // what was read when all was as it should be; nil before
 }
 
 // openHeads needs a kernel that has tcx and its own types (BTF).
@@ -39,7 +40,7 @@ func openHeads(program ebpf.ProgramID) (_ *heads, err error) {
 	if err := spec.LoadAndAssign(&objects, nil); err != nil {
 		return nil, fmt.Errorf("load the hooks program: %w", err)
 	}
-	h := &heads{program: objects.KubepaceHooks, buf: make([]byte, 4096), seen: map[int]bool{}}
+	h := &heads{program: objects.KubepaceHooks, buf: make([]byte, 4096)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, h.Close())
@@ -51,41 +52,62 @@ func openHeads(program ebpf.ProgramID) (_ *heads, err error) {
 	return h, nil
 }
 
-// without returns those of the devices, by ifindex, that do not have our program first.
-func (h *heads) without(devices []int) ([]int, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if err := h.read(); err != nil {
-		return nil, err
+// named are devices, as the kernel names them: one ifindex after the other.
+type named []byte
+
+// set is empty for nil.
+func (n named) set() map[int]bool {
+	set := make(map[int]bool, len(n)/4)
+	for ; len(n) >= 4; n = n[4:] {
+		set[int(binary.NativeEndian.Uint32(n))] = true
 	}
-	var without []int
-	for _, ifindex := range devices {
-		if !h.seen[ifindex] {
-			without = append(without, ifindex)
-		}
-	}
-	return without, nil
+	return set
 }
 
-func (h *heads) read() error {
+// changed reports whether the devices are others than those of calmAt, and which they are if so.
+func (h *heads) changed() (now named, changed bool, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	n, err := h.read()
+	if err != nil || h.calm != nil && bytes.Equal(h.buf[:n], h.calm) {
+		return nil, false, err
+	}
+	return append(named{}, h.buf[:n]...), true, nil
+}
+
+// calmAt keeps what changed returned: nothing was wrong with it.
+func (h *heads) calmAt(now named) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.calm = now
+}
+
+// names asks for the devices.
+func (h *heads) names() (named, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	n, err := h.read()
+	return append(named{}, h.buf[:n]...), err
+}
+
+// read fills the buffer, which grows as needed, and says with how much.
+func (h *heads) read() (n int, err error) {
 	r, err := h.iter.Open()
 	if err != nil {
-		return fmt.Errorf("read hooks: %w", err)
+		return 0, fmt.Errorf("read hooks: %w", err)
 	}
 	defer r.Close()
-	clear(h.seen)
-	for have := 0; ; {
-		n, err := r.Read(h.buf[have:])
-		have += n
-		for at := 0; at+4 <= have; at += 4 {
-			h.seen[int(binary.NativeEndian.Uint32(h.buf[at:]))] = true
+	for {
+		if n == len(h.buf) {
+			h.buf = append(h.buf, make([]byte, len(h.buf))...)
 		}
-		have = copy(h.buf, h.buf[have&^3:have])
+		more, err := r.Read(h.buf[n:])
+		n += more
 		if errors.Is(err, io.EOF) {
-			return nil
+			return n, nil
 		}
 		if err != nil {
-			return fmt.Errorf("read hooks: %w", err)
+			return 0, fmt.Errorf("read hooks: %w", err)
 		}
 	}
 }

@@ -206,19 +206,30 @@ func (d *Datapath) Disturbed() bool {
 	if !d.polled() {
 		return false
 	}
-	devices, program := d.attached()
+	var now named
 	if d.heads != nil {
-		if without, err := d.heads.without(devices); err == nil {
-			devices = without
+		var changed bool
+		var err error
+		// Which devices are ours changes only where programs are attached or detached, and that is a change here.
+		if now, changed, err = d.heads.changed(); err == nil && !changed {
+			return false
 		}
 	}
+	devices, program := d.attached()
+	ours := now.set()
 	for _, ifindex := range devices {
+		if ours[ifindex] {
+			continue
+		}
 		first, err := firstByTCX(ifindex)
 		// Where the device is gone, that is told; an earlier agent's program, kept because ours could not replace it, is
 		// as good as ours.
 		if err == nil && first != program && !positionOf(d.pins, ifindex).first() {
 			return true
 		}
+	}
+	if now != nil {
+		d.heads.calmAt(now)
 	}
 	return false
 }

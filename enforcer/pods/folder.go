@@ -23,7 +23,7 @@ const (
 	// maxSettle bounds the wait in a folder that is never quiet.
 	maxSettle = time.Second
 	// rescan finds what inotify cannot report: a changed file behind a symbolic link, a folder that was replaced.
-	rescan = 10 * time.Second
+	rescan = 30 * time.Second
 )
 
 // Folder is the pods whose manifests lie in one folder. A file that cannot be read keeps the pods that it held when
