@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"sort"
 	"sync/atomic"
 
@@ -87,6 +88,20 @@ func strip(object any) (any, error) {
 	return small, nil
 }
 
+// matters reports whether a pod that strip left changed in more than its version and our own condition: each condition
+// that the agent writes comes back as a change, and so does much that the kubelet writes.
+func matters(before, now any) bool {
+	a, ok1 := before.(*corev1.Pod)
+	b, ok2 := now.(*corev1.Pod)
+	if !ok1 || !ok2 {
+		return true
+	}
+	x, y := *a, *b
+	x.ResourceVersion, y.ResourceVersion = "", ""
+	x.Status.Conditions, y.Status.Conditions = nil, nil
+	return !reflect.DeepEqual(x, y)
+}
+
 // Run implements Source.
 func (a *APIServer) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -112,7 +127,11 @@ func (a *APIServer) watch(ctx context.Context) error {
 	}
 	handler, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { a.changes.notify() },
-		UpdateFunc: func(any, any) { a.changes.notify() },
+		UpdateFunc: func(before, now any) {
+			if matters(before, now) {
+				a.changes.notify()
+			}
+		},
 		DeleteFunc: func(any) { a.changes.notify() },
 	})
 	if err != nil {

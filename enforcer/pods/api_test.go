@@ -14,6 +14,7 @@ import (
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -190,6 +191,48 @@ func TestStripKeepsWhatIsRead(t *testing.T) {
 }
 
 // TestNetnsOnlyFromTheFolder: a pod's author could name a neighbour's namespace.
+// TestMatters: what the loop does not read is no reason for a pass.
+func TestMatters(t *testing.T) {
+	for name, change := range map[string]struct {
+		do   func(pod *corev1.Pod)
+		want bool
+	}{
+		"nothing":       {func(*corev1.Pod) {}, false},
+		"version":       {func(pod *corev1.Pod) { pod.ResourceVersion = "2" }, false},
+		"an annotation": {func(pod *corev1.Pod) { pod.Annotations["other"] = "word" }, false},
+		"kubelet's":     {func(pod *corev1.Pod) { pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Ready: true}} }, false},
+		"limit":         {func(pod *corev1.Pod) { pod.Annotations[bandwidth.AnnotationEgress] = "20M" }, true},
+		"no limit":      {func(pod *corev1.Pod) { delete(pod.Annotations, bandwidth.AnnotationEgress) }, true},
+		"address":       {func(pod *corev1.Pod) { pod.Status.PodIP = "10.0.0.2" }, true},
+		"phase":         {func(pod *corev1.Pod) { pod.Status.Phase = corev1.PodSucceeded }, true},
+		"another pod":   {func(pod *corev1.Pod) { pod.UID = "other" }, true},
+		"asked to end":  {func(pod *corev1.Pod) { now := metav1.Now(); pod.DeletionTimestamp = &now }, true},
+		"our condition": {func(pod *corev1.Pod) {
+			pod.Status.Conditions = []corev1.PodCondition{{Type: bandwidth.ConditionEnforced, Status: corev1.ConditionTrue}}
+		}, false},
+		"and our resource": {func(pod *corev1.Pod) {
+			pod.Spec.Containers[0].Resources.Requests = corev1.ResourceList{bandwidth.Resource: resource.MustParse("10M")}
+		}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := object("a", "10M", "10.0.0.1")
+			now := before.DeepCopy()
+			change.do(now)
+			x, err := strip(before)
+			if err != nil {
+				t.Fatal(err)
+			}
+			y, err := strip(now)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := matters(x, y); got != change.want {
+				t.Errorf("matters: %v, want %v", got, change.want)
+			}
+		})
+	}
+}
+
 func TestNetnsOnlyFromTheFolder(t *testing.T) {
 	for origin, want := range map[Origin]string{OriginAPI: "", OriginManifests: "/var/run/netns/neighbour"} {
 		if p, err := fromObject(object("a", "10M", "10.0.0.1"), origin); err != nil || p.Netns != want {
