@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime/debug"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -40,6 +41,8 @@ func openHeads(program ebpf.ProgramID) (_ *heads, err error) {
 	if err := spec.LoadAndAssign(&objects, nil); err != nil {
 		return nil, fmt.Errorf("load the hooks program: %w", err)
 	}
+	// Reading the kernel's types took megabytes that nothing needs any more.
+	defer debug.FreeOSMemory()
 	h := &heads{program: objects.KubepaceHooks, buf: make([]byte, 4096)}
 	defer func() {
 		if err != nil {
