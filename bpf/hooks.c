@@ -37,8 +37,21 @@ struct bpf_mprog_entry {
 	struct bpf_mprog_fp fp_items[1]; /* in the order in which they run */
 } KERNEL;
 
+struct ns_common {
+	unsigned int inum;
+} KERNEL;
+
+struct net {
+	struct ns_common ns;
+} KERNEL;
+
+typedef struct {
+	struct net *net;
+} KERNEL possible_net_t;
+
 struct net_device {
 	int ifindex;
+	possible_net_t nd_net;
 	struct bpf_mprog_entry *tcx_ingress;
 } KERNEL;
 
@@ -62,6 +75,7 @@ struct bpf_iter__bpf_link {
 extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym;
 
 volatile const __u32 program_id; /* ours */
+volatile const __u32 netns_inode; /* the node's: numbers of devices repeat */
 
 SEC("iter/bpf_link")
 int kubepace_hooks(struct bpf_iter__bpf_link *ctx)
@@ -82,7 +96,7 @@ int kubepace_hooks(struct bpf_iter__bpf_link *ctx)
 	 */
 	tcx = bpf_rdonly_cast(link, bpf_core_type_id_kernel(struct tcx_link));
 	dev = tcx->dev;
-	if (!dev)
+	if (!dev || dev->nd_net.net->ns.inum != netns_inode)
 		return 0;
 	entry = dev->tcx_ingress;
 	if (!entry || entry->fp_items[0].prog != link->prog)

@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	HooksProgKubepaceHooks = "kubepace_hooks"
+	HooksVarNetnsInode     = "netns_inode"
 	HooksVarProgramId      = "program_id"
 )
 
@@ -75,7 +76,8 @@ type HooksMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type HooksVariableSpecs struct {
-	ProgramId *ebpf.VariableSpec `ebpf:"program_id"`
+	NetnsInode *ebpf.VariableSpec `ebpf:"netns_inode"`
+	ProgramId  *ebpf.VariableSpec `ebpf:"program_id"`
 }
 
 // HooksObjects contains all objects after they have been loaded into the kernel.
@@ -108,7 +110,8 @@ func (m *HooksMaps) Close() error {
 //
 // It can be passed to LoadHooksObjects or ebpf.CollectionSpec.LoadAndAssign.
 type HooksVariables struct {
-	ProgramId *ebpf.Variable `ebpf:"program_id"`
+	NetnsInode *ebpf.Variable `ebpf:"netns_inode"`
+	ProgramId  *ebpf.Variable `ebpf:"program_id"`
 }
 
 // HooksPrograms contains all programs after they have been loaded into the kernel.

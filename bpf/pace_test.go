@@ -88,7 +88,7 @@ func (p *pacer) setLimit(bitsPerSecond uint64, pacing bool) {
 // horizon is the one for n competing flows.
 func (p *pacer) horizon(n uint64) uint64 {
 	if p.limit.Mode == uint32(EgressPaceModePACE_PACING) {
-		return min(max(p.limit.HorizonNs, 6*p.limit.MtuNs*n), uint64(maxHorizon))
+		return min(max(p.limit.HorizonNs, 8*p.limit.MtuNs*n), uint64(maxHorizon))
 	}
 	return max(p.limit.HorizonNs, 4*p.limit.MtuNs*n, 2*p.limit.GsoNs)
 }

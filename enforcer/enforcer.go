@@ -85,8 +85,7 @@ type Options struct {
 }
 
 const (
-	// DefaultResync finds what no event told of, such as a new interface inside a pod. With 250 pods it takes a twentieth
-	// of a second.
+	// DefaultResync finds what no event told of. With 250 pods it takes a twentieth of a second.
 	DefaultResync = 2 * time.Minute
 	// beatEvery is how often a loop that has nothing to do says that it turns.
 	beatEvery = 30 * time.Second
@@ -144,5 +143,6 @@ func New(opts Options) (*Enforcer, error) {
 		status:  Status{Identity: opts.Identity},
 		now:     time.Now,
 		ready:   ErrStarting,
+		beat:    beatEvery,
 	}, nil
 }

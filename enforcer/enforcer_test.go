@@ -324,7 +324,7 @@ func TestStatusFile(t *testing.T) {
 
 func TestRunEnds(t *testing.T) {
 	w := newWorld(t)
-	w.now = time.Now
+	w.now, w.beat = time.Now, 10*time.Millisecond
 	w.pod("a", "10M", "10.0.0.11")
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -334,6 +334,15 @@ func TestRunEnds(t *testing.T) {
 	}
 	if !w.Alive() {
 		t.Error("not alive right after a pass")
+	}
+	began := time.Now()
+	for turned := began; turned.Before(began.Add(5 * w.beat)); time.Sleep(time.Millisecond) { // there is nothing to pass for
+		w.mu.Lock()
+		turned = w.passed
+		w.mu.Unlock()
+		if time.Since(began) > 10*time.Second {
+			t.Fatal("a loop with nothing to do does not say that it turns")
+		}
 	}
 	cancel()
 	if err := <-done; err != nil {

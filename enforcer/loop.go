@@ -20,13 +20,14 @@ type Enforcer struct {
 	opts Options
 	wake chan struct{} // a pass is wanted
 	now  func() time.Time
+	beat time.Duration // how often a loop that has nothing to do says that it turns
 
 	mu     sync.Mutex
 	asked  Reason // what was asked for since the last pass
 	status Status
 	ready  error // why it is not; nil where it is
 	synced bool  // a pass was made with all pods known
-	passed time.Time
+	passed time.Time // when the loop turned last
 	// repairs counts hooks that were put right, by cause.
 	repairs map[datapath.Cause]uint64
 
@@ -97,7 +98,7 @@ func (e *Enforcer) Poke(r Reason) {
 func (e *Enforcer) Run(ctx context.Context) error {
 	ticker := time.NewTicker(e.opts.Resync)
 	defer ticker.Stop()
-	beat := time.NewTicker(beatEvery)
+	beat := time.NewTicker(e.beat)
 	defer beat.Stop()
 	reason := Resync
 	for {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -50,6 +51,7 @@ func (c *Cache) Run(ctx context.Context) error {
 // follow watches the folder and reads it. A folder that is missing is no error: the runtime makes it with the node's
 // first pod, which must not have to wait for the next rescan; so until then the nearest folder above it is watched.
 func (c *Cache) follow(watcher *fsnotify.Watcher) {
+	watched := slices.Contains(watcher.WatchList(), c.dir)
 	for {
 		dir := c.dir
 		for watcher.Add(dir) != nil && dir != filepath.Dir(dir) {
@@ -68,7 +70,7 @@ func (c *Cache) follow(watcher *fsnotify.Watcher) {
 			_ = watcher.Remove(path)
 		}
 	}
-	if !c.asScanned() {
+	if !watched || !c.asScanned() { // what came before the watch began has told nobody
 		c.scan()
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -25,6 +26,7 @@ type Datapath struct {
 	loadSpec func() (*ebpf.CollectionSpec, error)
 	types    map[string]*btf.Struct // of the maps' values, by the maps' names
 	heads    *heads                 // nil where the kernel has no such iterator
+	asked    atomic.Uint64          // how often Set and Remove were called
 
 	mu      sync.Mutex
 	objects *objects
@@ -99,13 +101,14 @@ func (d *Datapath) Set(limit Limit) error {
 	if err := limit.validate(); err != nil {
 		return err
 	}
+	d.asked.Add(1)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	e, err := d.ensureEntry(limit.Pod)
 	if err != nil {
 		return fmt.Errorf("pod %s: %w", limit.Pod, err)
 	}
-	// What the kernel holds counts, not what it was told: others may write there as well.
+	// What the kernel holds counts, not what it was told.
 	want, held := paceLimit(limit.Rate, limit.Mode), bpf.EgressPaceLimit{}
 	if err := d.objects.KubepaceLimits.Lookup(e.slot, &held); err != nil || held != want {
 		if err := d.objects.KubepaceLimits.Put(e.slot, want); err != nil {
@@ -261,6 +264,7 @@ func (d *Datapath) deleteDevice(ifindex int) error {
 
 // Remove takes a pod's limit away. Removing an unknown pod is no error.
 func (d *Datapath) Remove(uid string) error {
+	d.asked.Add(1)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	e := d.pods[uid]

@@ -13,19 +13,26 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 
 	"github.com/kubepace/kubepace/bpf"
 )
 
 // heads asks the kernel, in one read for all, which devices have our program first at their tcx hook. A question for
-// each of 250 devices, twice a second, was a quarter of what the agent takes at rest.
+// each of 250 devices, twice a second, had been a quarter of what the agent takes at rest.
 type heads struct {
 	program *ebpf.Program
 	iter    *link.Iter
 
 	mu   sync.Mutex
 	buf  []byte
-	calm []byte // what was read when all was as it should be; nil before
+	calm calm
+}
+
+// calm is a look at which nothing was wrong.
+type calm struct {
+	named named
+	asked uint64 // how often somebody had asked for changes before it
 }
 
 // openHeads needs a kernel that has tcx and its own types (BTF).
@@ -34,15 +41,20 @@ func openHeads(program ebpf.ProgramID) (_ *heads, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the hooks program: %w", err)
 	}
-	if err := spec.Variables[bpf.HooksVarProgramId].Set(uint32(program)); err != nil {
-		return nil, fmt.Errorf("set program_id: %w", err)
+	var ns unix.Stat_t
+	if err := unix.Stat("/proc/thread-self/ns/net", &ns); err != nil {
+		return nil, fmt.Errorf("look at the network namespace: %w", err)
 	}
+	err = errors.Join(spec.Variables[bpf.HooksVarProgramId].Set(uint32(program)), spec.Variables[bpf.HooksVarNetnsInode].Set(uint32(ns.Ino)))
+	if err != nil {
+		return nil, fmt.Errorf("set program and namespace: %w", err)
+	}
+	// Reading the kernel's types takes megabytes that nothing needs afterwards.
+	defer debug.FreeOSMemory()
 	var objects bpf.HooksPrograms
 	if err := spec.LoadAndAssign(&objects, nil); err != nil {
 		return nil, fmt.Errorf("load the hooks program: %w", err)
 	}
-	// Reading the kernel's types took megabytes that nothing needs any more.
-	defer debug.FreeOSMemory()
 	h := &heads{program: objects.KubepaceHooks, buf: make([]byte, 4096)}
 	defer func() {
 		if err != nil {
@@ -67,22 +79,19 @@ func (n named) set() map[int]bool {
 	return set
 }
 
-// changed reports whether the devices are others than those of calmAt, and which they are if so.
-func (h *heads) changed() (now named, changed bool, err error) {
+// isCalm reports whether the devices are those of the last calm look, and nobody asked for changes since: a device
+// that came and was disturbed between two looks leaves them as they were.
+func (h *heads) isCalm(now named, asked uint64) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	n, err := h.read()
-	if err != nil || h.calm != nil && bytes.Equal(h.buf[:n], h.calm) {
-		return nil, false, err
-	}
-	return append(named{}, h.buf[:n]...), true, nil
+	return h.calm.asked == asked && bytes.Equal(h.calm.named, now)
 }
 
-// calmAt keeps what changed returned: nothing was wrong with it.
-func (h *heads) calmAt(now named) {
+// keepCalm: every device of ours was named.
+func (h *heads) keepCalm(now named, asked uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.calm = now
+	h.calm = calm{now, asked}
 }
 
 // names asks for the devices.

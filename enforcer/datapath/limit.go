@@ -49,7 +49,7 @@ func costNs(bytes, bitsPerSecond uint64) uint64 { return bytes * bitNsPerByte / 
 // horizonOf mirrors what the program uses for one competing flow.
 func horizonOf(l bpf.EgressPaceLimit) time.Duration {
 	if Mode(l.Mode) == ModePacing {
-		return time.Duration(min(max(l.HorizonNs, 6*l.MtuNs), uint64(9*time.Second)))
+		return time.Duration(min(max(l.HorizonNs, 8*l.MtuNs), uint64(9*time.Second)))
 	}
 	return time.Duration(max(l.HorizonNs, 4*l.MtuNs, 2*l.GsoNs))
 }

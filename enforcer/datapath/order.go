@@ -200,27 +200,27 @@ func (d *Datapath) makeFirst(ifindex int, at position) (attachment, error) {
 
 // Disturbed reports whether a device lacks our program or has another one before it. The kernel tells nobody of such
 // changes where programs are attached by tcx, so they are asked for; this is one read for all devices, or where the
-// kernel has no such iterator one look at each, cheap enough for twice a second. Filters of clsact are not looked at:
+// kernel has no such iterator one look at each, cheap enough for that. Filters of clsact are not looked at:
 // the kernel tells of their changes.
 func (d *Datapath) Disturbed() bool {
 	if !d.polled() {
 		return false
 	}
+	asked := d.asked.Load() // before the look: what is asked for later is looked at next time
 	var now named
 	if d.heads != nil {
-		var changed bool
 		var err error
-		// Which devices are ours changes only where programs are attached or detached, and that is a change here.
-		if now, changed, err = d.heads.changed(); err == nil && !changed {
+		if now, err = d.heads.names(); err == nil && d.heads.isCalm(now, asked) {
 			return false
 		}
 	}
 	devices, program := d.attached()
-	ours := now.set()
+	ours, all := now.set(), d.heads != nil
 	for _, ifindex := range devices {
 		if ours[ifindex] {
 			continue
 		}
+		all = false
 		first, err := firstByTCX(ifindex)
 		// Where the device is gone, that is told; an earlier agent's program, kept because ours could not replace it, is
 		// as good as ours.
@@ -228,8 +228,8 @@ func (d *Datapath) Disturbed() bool {
 			return true
 		}
 	}
-	if now != nil {
-		d.heads.calmAt(now)
+	if all {
+		d.heads.keepCalm(now, asked)
 	}
 	return false
 }

@@ -126,7 +126,7 @@ func (a *APIServer) watch(ctx context.Context) error {
 		return fmt.Errorf("watch pods: %w", err)
 	}
 	handler, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
-		AddFunc:    func(any) { a.changes.notify() },
+		AddFunc: func(any) { a.changes.notify() },
 		UpdateFunc: func(before, now any) {
 			if matters(before, now) {
 				a.changes.notify()

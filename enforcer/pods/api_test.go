@@ -190,7 +190,6 @@ func TestStripKeepsWhatIsRead(t *testing.T) {
 	}
 }
 
-// TestNetnsOnlyFromTheFolder: a pod's author could name a neighbour's namespace.
 // TestMatters: what the loop does not read is no reason for a pass.
 func TestMatters(t *testing.T) {
 	for name, change := range map[string]struct {
@@ -233,6 +232,7 @@ func TestMatters(t *testing.T) {
 	}
 }
 
+// TestNetnsOnlyFromTheFolder: a pod's author could name a neighbour's namespace.
 func TestNetnsOnlyFromTheFolder(t *testing.T) {
 	for origin, want := range map[Origin]string{OriginAPI: "", OriginManifests: "/var/run/netns/neighbour"} {
 		if p, err := fromObject(object("a", "10M", "10.0.0.1"), origin); err != nil || p.Netns != want {

@@ -76,8 +76,11 @@ results() {
 said() {
 	awk '/^## / { package = substr($2, 1, length($2) - 5); split("", lines) }
 		/^=== (RUN|NAME|CONT) / { split($3, names, "/"); next }
-		/^--- FAIL: / { printf "\n%s.%s said:\n%s", package, $3, lines[$3] }
-		!/^ *(---|===|PASS|FAIL)/ { lines[names[1]] = lines[names[1]] $0 "\n" }' "$1"
+		/^--- FAIL: / { printf "\n%s.%s said:\n%s", package, $3, lines[$3]; lines[$3] = "" }
+		/^panic: / { printf "\n%s.%s said:\n%s", package, names[1], lines[names[1]]; panic = 1 }
+		/^## / { panic = 0 }
+		panic { print; next }
+		!/^(=== |--- (PASS|SKIP)| *--- |PASS$|FAIL$)/ { lines[names[1]] = lines[names[1]] $0 "\n" }' "$1"
 }
 
 # Whether a line matches. It reads them all: grep -q would end what writes to it, and that is a failure here (pipefail).

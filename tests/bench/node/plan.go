@@ -8,7 +8,7 @@ import "time"
 type plan struct {
 	Mode     string        `json:"mode"`
 	Pods     int           `json:"limited_pods"`
-	Idle     time.Duration `json:"idle_ns"`   // at rest, in full as long as from one look into the pods to the next
+	Idle     time.Duration `json:"idle_ns"`   // at rest: a resync, in full a look into the pods as well
 	Settle   time.Duration `json:"settle_ns"` // before it, and after the churn
 	Restarts int           `json:"restarts"`
 
@@ -32,7 +32,7 @@ var (
 		Nodes: 1000, PodsPerNode: 30, ClusterIdle: 2 * time.Minute, Roll: 3000, RollPerSec: 50,
 	}
 	brief = plan{
-		Mode: "quick", Pods: 250, Idle: 60 * time.Second, Settle: 35 * time.Second, Restarts: 3,
+		Mode: "quick", Pods: 250, Idle: 120 * time.Second, Settle: 35 * time.Second, Restarts: 3,
 		Churn: time.Minute, PerSecond: 10, Lifetime: 5 * time.Second, Burst: 100,
 		Nodes: 100, PodsPerNode: 30, ClusterIdle: 30 * time.Second, Roll: 600, RollPerSec: 50,
 	}

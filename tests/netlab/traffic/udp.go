@@ -38,6 +38,7 @@ type UDPResult struct {
 	Reordered, Duplicates  int64
 	Samples                []int64
 	Started                time.Time
+	Late                   time.Duration // by how much the sender was late at most, where it keeps a rate
 	SendElapsed, RecvAfter time.Duration // how long sending took; when the last datagram arrived, since the start
 }
 
@@ -123,6 +124,9 @@ func (r *UDPResult) send(ctx context.Context, conn *net.UDPConn, o UDPOptions) e
 		due := time.Duration(float64(i) * gap)
 		if now >= o.Duration || due >= o.Duration {
 			return nil
+		}
+		if gap > 0 {
+			r.Late = max(r.Late, now-due)
 		}
 		if wait := due - now; wait > 0 {
 			time.Sleep(wait)
