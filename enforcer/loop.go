@@ -25,8 +25,8 @@ type Enforcer struct {
 	mu     sync.Mutex
 	asked  Reason // what was asked for since the last pass
 	status Status
-	ready  error // why it is not; nil where it is
-	synced bool  // a pass was made with all pods known
+	ready  error     // why it is not; nil where it is
+	synced bool      // a pass was made with all pods known
 	passed time.Time // when the loop turned last
 	// repairs counts hooks that were put right, by cause.
 	repairs map[datapath.Cause]uint64

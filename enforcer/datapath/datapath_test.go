@@ -301,3 +301,16 @@ func TestDeviceThatVanishes(t *testing.T) {
 		}
 	})
 }
+
+// TestHorizonOf: what the state says is what the program uses: room for eight full frames of 1,514 bytes.
+func TestHorizonOf(t *testing.T) {
+	for rate, want := range map[bandwidth.Rate]time.Duration{
+		10 * bandwidth.Megabit:  200 * time.Millisecond,
+		100 * bandwidth.Kilobit: 968960 * time.Microsecond,
+		bandwidth.Kilobit:       9 * time.Second,
+	} {
+		if got := horizonOf(paceLimit(rate, ModePacing)); got != want {
+			t.Errorf("%s: horizon %v, want %v", rate, got, want)
+		}
+	}
+}
