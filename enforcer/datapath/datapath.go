@@ -26,7 +26,7 @@ type Datapath struct {
 	loadSpec func() (*ebpf.CollectionSpec, error)
 	types    map[string]*btf.Struct // of the maps' values, by the maps' names
 	heads    *heads                 // nil where the kernel has no such iterator
-	asked    atomic.Uint64          // how often Set and Remove were called
+	changes  atomic.Uint64          // counted when each is done, with mu held
 
 	mu      sync.Mutex
 	objects *objects
@@ -72,6 +72,7 @@ func Open(opts Options) (*Datapath, error) {
 	}
 	d.migrate()
 	if d.polled() {
+		d.changes.Store(1) // an agent that adopted has not looked yet
 		if d.heads, err = openHeads(d.program); err != nil {
 			d.log.Info("hooks are looked at one by one", "why", err.Error())
 		}
@@ -101,9 +102,9 @@ func (d *Datapath) Set(limit Limit) error {
 	if err := limit.validate(); err != nil {
 		return err
 	}
-	d.asked.Add(1)
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	defer d.changes.Add(1)
 	e, err := d.ensureEntry(limit.Pod)
 	if err != nil {
 		return fmt.Errorf("pod %s: %w", limit.Pod, err)
@@ -264,9 +265,9 @@ func (d *Datapath) deleteDevice(ifindex int) error {
 
 // Remove takes a pod's limit away. Removing an unknown pod is no error.
 func (d *Datapath) Remove(uid string) error {
-	d.asked.Add(1)
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	defer d.changes.Add(1)
 	e := d.pods[uid]
 	if e == nil {
 		return nil

@@ -31,8 +31,8 @@ type heads struct {
 
 // calm is a look at which nothing was wrong.
 type calm struct {
-	named named
-	asked uint64 // how often somebody had asked for changes before it
+	named   named
+	changes uint64 // of the datapath, before it
 }
 
 // openHeads needs a kernel that has tcx and its own types (BTF).
@@ -79,19 +79,19 @@ func (n named) set() map[int]bool {
 	return set
 }
 
-// isCalm reports whether the devices are those of the last calm look, and nobody asked for changes since: a device
-// that came and was disturbed between two looks leaves them as they were.
-func (h *heads) isCalm(now named, asked uint64) bool {
+// isCalm reports whether the devices are those of the last calm look, and we changed nothing since: a device that came
+// and was disturbed between two looks leaves them as they were.
+func (h *heads) isCalm(now named, changes uint64) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.calm.asked == asked && bytes.Equal(h.calm.named, now)
+	return h.calm.changes == changes && bytes.Equal(h.calm.named, now)
 }
 
 // keepCalm: every device of ours was named.
-func (h *heads) keepCalm(now named, asked uint64) {
+func (h *heads) keepCalm(now named, changes uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.calm = calm{now, asked}
+	h.calm = calm{now, changes}
 }
 
 // names asks for the devices.

@@ -206,11 +206,11 @@ func (d *Datapath) Disturbed() bool {
 	if !d.polled() {
 		return false
 	}
-	asked := d.asked.Load() // before the look: what is asked for later is looked at next time
+	changes := d.changes.Load() // before the look: what ends later is looked at next time
 	var now named
 	if d.heads != nil {
 		var err error
-		if now, err = d.heads.names(); err == nil && d.heads.isCalm(now, asked) {
+		if now, err = d.heads.names(); err == nil && d.heads.isCalm(now, changes) {
 			return false
 		}
 	}
@@ -229,7 +229,7 @@ func (d *Datapath) Disturbed() bool {
 		}
 	}
 	if all {
-		d.heads.keepCalm(now, asked)
+		d.heads.keepCalm(now, changes)
 	}
 	return false
 }
