@@ -70,7 +70,7 @@ bench-admission: go-there ## what admission costs through a real kube-apiserver,
 	assets=$$(tests/kube/build.sh etcd kube-apiserver kubectl) && KUBEBUILDER_ASSETS=$$assets go run ./tests/bench/admission $(if $(QUICK),--quick)
 
 .PHONY: bench-datapath
-bench-datapath: root-here ## kubepace beside its peers in QEMU, tables into docs/benchmarks.md (about an hour; QUICK=1: 4); needs root
+bench-datapath: root-here ## kubepace beside its peers in QEMU, tables into docs/benchmarks.md (about 45 minutes; QUICK=1: 4); needs root
 	tests/bench/run.sh $(if $(QUICK),--quick)
 
 .PHONY: bench-node
