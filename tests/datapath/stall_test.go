@@ -50,21 +50,17 @@ func runStallWatcher() error {
 	runtime.GOMAXPROCS(all.Count() + 2)
 	var mu sync.Mutex
 	var worst time.Duration
-	var ready sync.WaitGroup
 	failed := make(chan error, all.Count())
 	for cpu := range 64 * len(all) {
 		if !all.IsSet(cpu) {
 			continue
 		}
-		ready.Add(1)
 		go func() {
 			runtime.LockOSThread()
 			var own unix.CPUSet
 			own.Set(cpu)
 			attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 99}
-			err := errors.Join(unix.SchedSetaffinity(0, &own), unix.SchedSetAttr(0, &attr, 0))
-			failed <- err
-			ready.Done()
+			failed <- errors.Join(unix.SchedSetaffinity(0, &own), unix.SchedSetAttr(0, &attr, 0))
 			tick := unix.NsecToTimespec(int64(stallTick))
 			for last := time.Now(); ; {
 				_ = unix.ClockNanosleep(unix.CLOCK_MONOTONIC, 0, &tick, nil)
@@ -76,7 +72,6 @@ func runStallWatcher() error {
 			}
 		}()
 	}
-	ready.Wait()
 	for range all.Count() {
 		if err := <-failed; err != nil {
 			return fmt.Errorf("take the highest priority: %w", err)
