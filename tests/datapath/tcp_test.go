@@ -199,6 +199,7 @@ func TestLiveChange(t *testing.T) {
 	const each = 2 * time.Second
 	l.limit(0, steps[0])
 	done := make(chan traffic.TCPResult, 1)
+	before, after := make([]time.Time, len(steps)), make([]time.Time, len(steps)) // each limit was set
 	c := l.meter(func() {
 		go func() {
 			x, err := traffic.TCP(context.Background(), traffic.TCPOptions{
@@ -209,20 +210,29 @@ func TestLiveChange(t *testing.T) {
 			}
 			done <- x
 		}()
-		for _, rate := range steps[1:] {
+		for i, rate := range steps[1:] {
 			time.Sleep(each)
+			before[i+1] = time.Now()
 			l.limit(0, rate)
+			after[i+1] = time.Now()
 		}
 		<-done
-	}).From(l.Pods[0].Addr)
+	})
+	part := c.From(l.Pods[0].Addr)
 	highest := bandwidth.Rate(0)
 	for i, rate := range steps {
 		highest = max(highest, rate)
-		from := c.First() + each*time.Duration(i)
-		part := c.Where(func(p traffic.Packet) bool { return p.At >= from && p.At < from+each })
-		t.Logf("%s: %.2f Mbit/s", rate, part.Rate(from, from+each)/1e6)
+		from, to := part.First(), c.Elapsed
+		if i > 0 {
+			from = after[i].Sub(c.Started)
+		}
+		if i+1 < len(steps) {
+			to = before[i+1].Sub(c.Started)
+		}
+		under := part.Where(func(p traffic.Packet) bool { return p.At >= from && p.At < to })
+		t.Logf("%s: %.2f Mbit/s", rate, under.Rate(from, to)/1e6)
 		// What was admitted under the limit before may still leave.
-		checkBound(t, part, rate, l.allowance(highest, 1)+bytesIn(highest, datapath.HorizonPacing))
+		checkBound(t, under, rate, l.allowance(highest, 1)+bytesIn(highest, datapath.HorizonPacing))
 	}
 	if dropped := l.state(0).Counters.Dropped; dropped == 0 {
 		t.Error("nothing was dropped: cubic was never held")

@@ -151,9 +151,6 @@ func TestNeighbourOfManyFlows(t *testing.T) {
 
 // TestTwoSenders: two processors that send at once do not lose each other's updates of the clock.
 func TestTwoSenders(t *testing.T) {
-	if quick(t) {
-		return
-	}
 	const rate = 20 * bandwidth.Megabit
 	beside(t)
 	l := newLab(t, netlab.Options{})

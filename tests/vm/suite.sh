@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Runs the tests that need a kernel on each of the kernels given, in QEMU, and prints one table: test x kernel, with
 # the mode that was tested. A kernel from 5.18 on must pace, an older one police: anything else is a failure, and so
-# is a skipped test. Tests run with -short, which leaves out what a kernel
-# cannot change; FULL=6.12 (a kernel, or all) runs the long versions there; QUICK=1 leaves out more.
+# is a skipped test. Each kernel boots twice, at the same time: tests/datapath, which measures traffic, runs on a clock
+# that counts instructions, where no other program of this machine can be seen; the rest, and what wants two
+# processors, runs in real time. Tests run with -short, which leaves out what a kernel cannot change; FULL=6.12 (a
+# kernel, or all) runs the long versions there; QUICK=1 leaves out more.
 # usage: suite.sh KERNEL...
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -31,25 +33,28 @@ for package in "${packages[@]}"; do
 done
 
 # In the guest: every test binary, in its own folder, all of them even if one fails. What measures traffic has the
-# machine for itself; the others run two at a time, and show what they say when all have ended.
+# machine for itself; the others run two at a time, and show what they say when all have ended. STEADY: there is the
+# counting clock, and one processor.
 cat >"$out/all.sh" <<'GUEST'
 one() {
-	local name=${1##*/} only=. status=0 start=$SECONDS
+	local name=${1##*/} only=. skip='^$' status=0 start=$SECONDS
 	# Of the command, what starts an agent; the rest reads files of the checkout.
 	# Each load of the program takes an emulated processor a second or two to verify.
 	case $name:${KUBEPACE_QUICK:-} in
+	tests-*) if [ -n "$STEADY" ]; then skip=TestTwoSenders; else only=TestTwoSenders; fi ;;
 	cmd-*) only=Agent ;;
 	enforcer-datapath*:true) only='TestLifecycle|TestClsact|TestCleanup|TestFirstByTCX|TestUpgradeKeepsState|TestWhatWasTakenOffComesBack|TestWhatWentBeforeOursIsPassed' ;;
 	esac
 	echo "## $name"
 	mkdir -p "/tmp/$name"
-	(cd "/tmp/$name" && exec "$1" -test.v -test.run="$only" -test.short="${SHORT:-false}" -test.parallel 4 -test.timeout 20m) || status=1
+	(cd "/tmp/$name" && exec "$1" -test.v -test.run="$only" -test.skip="$skip" -test.short="${SHORT:-false}" -test.parallel 4 -test.timeout 20m) || status=1
 	echo "took $((SECONDS - start)) s"
 	return $status
 }
 status=0
 running=0
 for test in /root/tests/*.test; do
+	[ -z "$STEADY" ] || break
 	case $test in */tests-*) continue ;; esac
 	[ $running -lt 2 ] || { wait -n || status=1; running=1; }
 	one "$test" >"$test.log" 2>&1 &
@@ -59,7 +64,7 @@ while [ $running -gt 0 ]; do
 	wait -n || status=1
 	running=$((running - 1))
 done
-cat /root/tests/*.log
+[ -n "$STEADY" ] || cat /root/tests/*.log
 for test in /root/tests/tests-*.test; do one "$test" || status=1; done
 exit $status
 GUEST
@@ -86,18 +91,31 @@ said() {
 # Whether a line matches. It reads them all: grep -q would end what writes to it, and that is a failure here (pipefail).
 any() { awk -v "pattern=$1" '$0 ~ pattern { found = 1 } END { exit !found }'; }
 
-# Runs the suite once on a kernel; what went wrong with the machine itself is in $out/$kernel.err.
+# Boots a kernel and runs its tests there; what went wrong with the machine itself is in LOG's .err.
+# usage: boot KERNEL LOG [--steady]
 boot() {
-	local kernel=$1 short=true
+	local kernel=$1 log=$2 short=true
+	shift 2
 	case ${FULL:-} in all | "$kernel") short=false ;; esac
-	tests/vm/run.sh --kernel "$kernel" --timeout 1500 --env CI=true --env "SHORT=$short" --env "KUBEPACE_QUICK=${QUICK:+true}" --env "KUBEPACE_EXPECT_MODE=$(mode_of "$kernel")" \
-		--env KUBEPACE_ENFORCER=/root/kubepace-enforcer --env KUBEPACE_ENFORCER_NEXT=/root/kubepace-enforcer-next --env KUBEPACE_REQUIRE_FQ=true "${files[@]}" --file "$out/all.sh" \
-		-- bash /root/all.sh 2> >(tee "$out/$kernel.err" >&2) >"$out/$kernel.log" &
+	# pdeathsig: who interrupts this script ends its machines.
+	setpriv --pdeathsig TERM tests/vm/run.sh "$@" --kernel "$kernel" --timeout 1800 --env CI=true --env "STEADY=$*" --env "SHORT=$short" --env "KUBEPACE_QUICK=${QUICK:+true}" \
+		--env "KUBEPACE_EXPECT_MODE=$(mode_of "$kernel")" --env KUBEPACE_ENFORCER=/root/kubepace-enforcer \
+		--env KUBEPACE_ENFORCER_NEXT=/root/kubepace-enforcer-next --env KUBEPACE_REQUIRE_FQ=true "${files[@]}" --file "$out/all.sh" \
+		-- bash /root/all.sh 2> >(tee "${log%.log}.err" >&2) >"$log" &
 	local machine=$! status=0
-	tail -n +1 -F --pid=$machine "$out/$kernel.log" 2>/dev/null |
+	tail -n +1 -F --pid=$machine "$log" 2>/dev/null |
 		grep --line-buffered -E '^(##|took|--- |    --- FAIL|panic:|FAIL|[a-z_]+_test.go)|Mbit/s|want|lost;' || true
 	wait $machine || status=$?
 	return $status
+}
+
+# The same, once more where it was not a test that failed but the machine (125: no kernel to be had, QEMU died).
+boots() {
+	local status=0
+	boot "$@" || status=$?
+	[ $status = 125 ] || return $status
+	echo "== Linux $1${3:+ ($3)}: the machine failed; once more =="
+	boot "$@"
 }
 
 failed=0
@@ -105,15 +123,16 @@ reasons=()
 for kernel in "$@"; do
 	echo "== Linux $kernel ($(mode_of "$kernel")) =="
 	start=$SECONDS
-	status=0
-	boot "$kernel" || status=$?
-	# 125: not a test failed but the machine (no kernel to be had, QEMU died). Only that gets a second try.
-	if [ $status = 125 ]; then
-		echo "== Linux $kernel: the machine failed; once more =="
+	boots "$kernel" "$out/$kernel-steady.log" --steady &
+	steady=$!
+	trap 'kill $steady 2>/dev/null || true' EXIT
+	for clock in 'real time' 'counting clock'; do
 		status=0
-		boot "$kernel" || status=$?
-	fi
-	if [ $status != 0 ]; then failed=1 reasons+=("Linux $kernel: status $status (124: out of time, 125: the machine failed)"); fi
+		if [ "$clock" = 'real time' ]; then boots "$kernel" "$out/$kernel.log" || status=$?; else wait $steady || status=$?; fi
+		if [ $status != 0 ]; then failed=1 reasons+=("Linux $kernel, $clock: status $status (124: out of time, 125: the machine failed)"); fi
+	done
+	cat "$out/$kernel-steady.log" >>"$out/$kernel.log"
+	cat "$out/$kernel-steady.err" >>"$out/$kernel.err"
 	said "$out/$kernel.log"
 	# Skips that run.sh's status cannot know of.
 	if results "$out/$kernel.log" | any ' SKIP$'; then failed=1 reasons+=("Linux $kernel: skipped tests"); fi
