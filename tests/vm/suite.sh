@@ -43,6 +43,7 @@ one() {
 	case $name:${KUBEPACE_QUICK:-} in
 	tests-*) if [ -n "$STEADY" ]; then skip=TestTwoSenders; else only=TestTwoSenders; fi ;;
 	cmd-*) only=Agent ;;
+	bpf*:true) skip='TestUsesTheLimit|TestSparseAmongStrangers|TestExtremes' ;; # long, and no kernel changes them
 	enforcer-datapath*:true) only='TestLifecycle|TestClsact|TestCleanup|TestFirstByTCX|TestUpgradeKeepsState|TestWhatWasTakenOffComesBack|TestWhatWentBeforeOursIsPassed' ;;
 	esac
 	echo "## $name"
