@@ -25,13 +25,13 @@ type Memory struct {
 	LargeHeap float64 `json:"large_cluster_heap_bytes"`
 }
 
-// memory starts the webhook on the empty cluster, fills the cluster, and starts it again; it goes on running.
+// memory starts the webhook on the empty cluster, fills the cluster, and starts it again.
 func memory(ctx context.Context, s *adminSwitch, p plan) (m Memory, err error) {
 	say("memory, and %d namespaces with %d limit ranges ...", p.Namespaces, p.Ranges)
 	if m.EmptyRSS, m.EmptyHeap, err = s.settle(ctx); err != nil {
 		return Memory{}, err
 	}
-	if err := s.webhook.Stop(); err != nil {
+	if err := s.run(ctx, false); err != nil {
 		return Memory{}, err
 	}
 	if err := s.fill(ctx, p); err != nil {
@@ -43,10 +43,7 @@ func memory(ctx context.Context, s *adminSwitch, p plan) (m Memory, err error) {
 
 // settle starts the webhook and lets it come to rest.
 func (s *adminSwitch) settle(ctx context.Context) (rss, heap float64, err error) {
-	if err := s.webhook.Start(); err != nil {
-		return 0, 0, err
-	}
-	if err := s.webhook.WaitReady(ctx); err != nil {
+	if err := s.run(ctx, true); err != nil {
 		return 0, 0, err
 	}
 	time.Sleep(3 * time.Second)

@@ -76,7 +76,8 @@ func decode(manifests []byte) (out []*unstructured.Unstructured, err error) {
 	}
 }
 
-// to switches, and returns when pods show it.
+// to switches, and returns when pods show it. The webhook's process runs only where it is what is measured: it follows
+// the cluster's pods, and elsewhere would take processor time from those who have no webhook.
 func (s *adminSwitch) to(ctx context.Context, variant string) error {
 	for _, o := range s.objects[s.on] {
 		if err := s.Client.Delete(ctx, o.DeepCopy()); err != nil {
@@ -84,6 +85,9 @@ func (s *adminSwitch) to(ctx context.Context, variant string) error {
 		}
 	}
 	s.on = variant
+	if err := s.run(ctx, variant == kubepace); err != nil {
+		return err
+	}
 	var fresh []*unstructured.Unstructured
 	for _, o := range s.objects[variant] {
 		fresh = append(fresh, o.DeepCopy())
@@ -106,6 +110,17 @@ func (s *adminSwitch) to(ctx context.Context, variant string) error {
 	// What shows in no pod (policies that refuse) settles as well.
 	time.Sleep(500 * time.Millisecond)
 	return nil
+}
+
+// run starts the webhook or ends it.
+func (s *adminSwitch) run(ctx context.Context, wanted bool) error {
+	if !wanted {
+		return s.webhook.Stop()
+	}
+	if err := s.webhook.StartAgain(); err != nil {
+		return err
+	}
+	return s.webhook.WaitReady(ctx)
 }
 
 func (s *adminSwitch) install(ctx context.Context, objects []*unstructured.Unstructured) error {
