@@ -57,7 +57,7 @@ tests/setup/install.sh vm
 say "kernel $kernel runs in QEMU without hardware acceleration: a cluster takes some minutes to start"
 with=()
 for program in runc nsenter mount umount pivot_root hostname find sysctl; do with+=(--with "$program"); done
-exec tests/vm/run.sh --kernel "$kernel" --memory 4096 --timeout 2400 "${with[@]}" \
+exec tests/vm/run.sh --steady --kernel "$kernel" --memory 4096 --timeout 3600 "${with[@]}" \
 	--env KUBEPACE_E2E_KUBE=/root/kube --env KUBEPACE_E2E_PROGRAMS=/root/programs --env KUBEPACE_E2E_ENFORCER=/root/out/images/kubepace-enforcer \
 	--env KUBEPACE_E2E_OUT=/root/out --env KUBEPACE_E2E_PATIENCE=10 --env "CI=${CI:-}" \
 	--tree "$kube:/root/kube" --tree "$programs:/root/programs" --tree "$out/images:/root/out/images" \
