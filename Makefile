@@ -103,7 +103,7 @@ demo: build root-here ## watch admission decide three limits and the kernel keep
 	tests/demo/run.sh $(KERNEL)
 
 .PHONY: e2e
-e2e: build root-here ## kubepace in a real cluster: two nodes with kubelet, containerd and Flannel, the manifests, pods, traffic (RUN=regexp: some of it; KERNEL=6.1: the reference in QEMU, not passed yet); needs root
+e2e: build root-here ## kubepace in a real cluster: two nodes with kubelet, containerd and Flannel, the manifests, pods, traffic (RUN=regexp: some of it; KERNEL=6.1: the reference in QEMU, paced; about 8 minutes); needs root
 	$(install) e2e
 	tests/e2e/run.sh $(if $(KERNEL),--kernel $(KERNEL)) $(if $(RUN),-test.run='$(RUN)')
 

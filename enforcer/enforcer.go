@@ -92,7 +92,7 @@ const (
 	// lookInside is how many resyncs pass between two looks into the namespaces of pods whose devices on the node are
 	// what they were: half of the agent's work with 250 pods. All that it finds is an interface that came to a pod
 	// later and leads elsewhere than to this node.
-	lookInside = 2
+	lookInside = 5
 	// settle gathers events that come together, such as those of one CNI ADD, into one pass.
 	settle = 10 * time.Millisecond
 	// syncAtLeast is how long pods that start may keep the loop from looking at the devices where packets leave.

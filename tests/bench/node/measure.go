@@ -105,7 +105,9 @@ func (r *Result) folder(ctx context.Context, command []string) (err error) {
 			}
 		}
 		a := &agent{w: w, command: command, source: []string{"--pod-manifests=" + w.manifests()}}
-		s, err := steady(ctx, a, r.Plan, "folder")
+		p := r.Plan
+		p.Idle = p.FolderIdle
+		s, err := steady(ctx, a, p, "folder")
 		if err == nil {
 			r.Steady = append(r.Steady, s)
 		}
