@@ -74,7 +74,7 @@ bench-datapath: root-here ## kubepace beside its peers in QEMU, tables into docs
 	tests/bench/run.sh $(if $(QUICK),--quick)
 
 .PHONY: bench-node
-bench-node: build root-here ## what the node agent costs: 250 pods, churn, pods at once, a large cluster; tables into docs/benchmarks-node.md (about 30 minutes; QUICK=1: 8); needs root
+bench-node: build root-here ## what the node agent costs: 250 pods, churn, pods at once, a large cluster; tables into docs/benchmarks-node.md (about 35 minutes; QUICK=1: 8); needs root
 	assets=$$(tests/kube/build.sh etcd kube-apiserver) && KUBEBUILDER_ASSETS=$$assets go run ./tests/bench/node $(if $(QUICK),--quick)
 
 .PHONY: fuzz

@@ -39,7 +39,8 @@ func serve(ctx, stop context.Context, config *rest.Config, o *options, log logr.
 	// Our own webhook's, about the pods that re-stamping marks: events tell of those, and the log had a line for each.
 	config = rest.CopyConfig(config)
 	config.WarningHandler = rest.NoWarnings{}
-	// As Kubernetes' own controllers: the API server would compress each event of each pod, for a network that is near.
+	// As Kubernetes' own controllers: from 1.37 on the API server would compress each event of each pod, for a network that
+	// is near. The agents are many, and get few.
 	config.DisableCompression = true
 	direct, err := client.New(config, client.Options{Scheme: scheme.Scheme})
 	if err != nil {

@@ -182,10 +182,12 @@ func (d *Datapath) pin(coll *ebpf.Collection, have map[string]*ebpf.Map) error {
 // loses its entry.
 func (d *Datapath) adopt() error {
 	bySlot := map[uint32]*entry{}
-	var slot uint32
-	var id bpf.EgressKubepaceIdentity
-	for it := d.objects.KubepaceIdentities.Iterate(); it.Next(&slot, &id); {
-		e := &entry{slot: slot, identity: podOf(id), devices: map[int]bpf.EgressKubepaceDevice{}}
+	slots, identities, err := entries[bpf.EgressKubepaceIdentity](d.objects.KubepaceIdentities)
+	if err != nil {
+		return fmt.Errorf("list pods: %w", err)
+	}
+	for i, slot := range slots {
+		e := &entry{slot: slot, identity: podOf(identities[i]), devices: map[int]bpf.EgressKubepaceDevice{}}
 		if err := d.objects.KubepaceLimits.Lookup(slot, &e.limit); err != nil {
 			return fmt.Errorf("read limit of slot %d: %w", slot, err)
 		}

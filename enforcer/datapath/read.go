@@ -68,22 +68,27 @@ func readStates(maps *bpf.EgressMaps, look func(ifindex int) position) ([]State,
 		dev := Device{Index: ifindex, Name: name(ifindex), Hook: at.hook, Behind: at.behind}
 		bySlot[record.Slot] = append(bySlot[record.Slot], dev)
 	}
-	var states []State
-	var slot uint32
-	var id bpf.EgressKubepaceIdentity
-	it := maps.KubepaceIdentities.Iterate()
-	for it.Next(&slot, &id) {
-		s, err := readState(maps, slot)
-		if err != nil {
-			return nil, err
-		}
-		s.Pod = podOf(id)
-		s.Devices = bySlot[slot]
-		slices.SortFunc(s.Devices, func(a, b Device) int { return cmp.Compare(a.Index, b.Index) })
-		states = append(states, s)
-	}
-	if err := it.Err(); err != nil {
+	slots, identities, err := entries[bpf.EgressKubepaceIdentity](maps.KubepaceIdentities)
+	if err != nil {
 		return nil, fmt.Errorf("list pods: %w", err)
+	}
+	if len(slots) == 0 {
+		return nil, nil
+	}
+	limits, err := first[bpf.EgressPaceLimit](maps.KubepaceLimits, slices.Max(slots)+1)
+	if err != nil {
+		return nil, fmt.Errorf("read limits: %w", err)
+	}
+	clocks, err := first[bpf.EgressPacePod](maps.KubepacePods, slices.Max(slots)+1)
+	if err != nil {
+		return nil, fmt.Errorf("read clocks: %w", err)
+	}
+	states := make([]State, len(slots))
+	for i, slot := range slots {
+		states[i] = stateOf(limits[slot], clocks[slot])
+		states[i].Pod = podOf(identities[i])
+		states[i].Devices = bySlot[slot]
+		slices.SortFunc(states[i].Devices, func(a, b Device) int { return cmp.Compare(a.Index, b.Index) })
 	}
 	slices.SortFunc(states, func(a, b State) int {
 		return cmp.Or(cmp.Compare(a.Pod.Namespace, b.Pod.Namespace), cmp.Compare(a.Pod.Name, b.Pod.Name), cmp.Compare(a.Pod.UID, b.Pod.UID))
@@ -101,15 +106,7 @@ func nameOf(ifindex int) string {
 	return name(ifindex)
 }
 
-func readState(maps *bpf.EgressMaps, slot uint32) (State, error) {
-	var limit bpf.EgressPaceLimit
-	if err := maps.KubepaceLimits.Lookup(slot, &limit); err != nil {
-		return State{}, fmt.Errorf("read limit of slot %d: %w", slot, err)
-	}
-	var pod bpf.EgressPacePod
-	if err := maps.KubepacePods.Lookup(slot, &pod); err != nil {
-		return State{}, fmt.Errorf("read clock of slot %d: %w", slot, err)
-	}
+func stateOf(limit bpf.EgressPaceLimit, pod bpf.EgressPacePod) State {
 	s := State{
 		Limit: Limit{Rate: bandwidth.Rate(limit.RateBps), Mode: Mode(limit.Mode)},
 		Counters: Counters{
@@ -123,7 +120,7 @@ func readState(maps *bpf.EgressMaps, slot uint32) (State, error) {
 	if now := monotonicNs(); pod.ClockNs > now {
 		s.Backlog = time.Duration(pod.ClockNs - now)
 	}
-	return s, nil
+	return s
 }
 
 // deviceNames looks up single devices, empty for one that is gone. net.InterfaceByIndex asks for all devices of the
@@ -147,26 +144,50 @@ func deviceNames() (name func(ifindex int) string, done func(), err error) {
 	return name, func() { unix.Close(fd) }, nil
 }
 
-// readDevices repeats the listing while the agent changes the map under it.
 func readDevices(m *ebpf.Map) (map[int]bpf.EgressKubepaceDevice, error) {
-	const attempts = 5
-	var err error
-	for range attempts {
-		out := map[int]bpf.EgressKubepaceDevice{}
-		var ifindex uint32
-		var record bpf.EgressKubepaceDevice
-		it := m.Iterate()
-		for it.Next(&ifindex, &record) {
-			out[int(ifindex)] = record
+	indexes, records, err := entries[bpf.EgressKubepaceDevice](m)
+	if err != nil {
+		return nil, fmt.Errorf("list devices: %w", err)
+	}
+	out := make(map[int]bpf.EgressKubepaceDevice, len(indexes))
+	for i, index := range indexes {
+		out[int(index)] = records[i]
+	}
+	return out, nil
+}
+
+// entriesAtOnce is more than any bucket of a hash map holds: the kernel gives whole buckets.
+const entriesAtOnce = 256
+
+// entries reads a hash map, many entries with each call: one call for each had been a thousand with 250 pods, in every
+// pass. An entry that comes or goes meanwhile is there or not; all others are there once.
+func entries[V any](m *ebpf.Map) (keys []uint32, values []V, err error) {
+	var cursor ebpf.MapBatchCursor
+	for {
+		k, v := make([]uint32, entriesAtOnce), make([]V, entriesAtOnce)
+		n, err := m.BatchLookup(&cursor, k, v, nil)
+		keys, values = append(keys, k[:n]...), append(values, v[:n]...)
+		if errors.Is(err, ebpf.ErrKeyNotExist) { // the end
+			return keys, values, nil
 		}
-		if err = it.Err(); err == nil {
-			return out, nil
-		}
-		if !errors.Is(err, ebpf.ErrIterationAborted) {
-			break
+		if err != nil {
+			return nil, nil, err
 		}
 	}
-	return nil, fmt.Errorf("list devices: %w", err)
+}
+
+// first reads the first n entries of an array.
+func first[V any](m *ebpf.Map, n uint32) ([]V, error) {
+	keys, values := make([]uint32, n), make([]V, n)
+	var cursor ebpf.MapBatchCursor
+	got, err := m.BatchLookup(&cursor, keys, values, nil)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil, err
+	}
+	if got != int(n) {
+		return nil, fmt.Errorf("%d entries of %d", got, n)
+	}
+	return values, nil
 }
 
 // monotonicNs is the clock of bpf_ktime_get_ns.

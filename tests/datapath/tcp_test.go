@@ -224,15 +224,19 @@ func TestLiveChange(t *testing.T) {
 		highest = max(highest, rate)
 		from, to := part.First(), c.Elapsed
 		if i > 0 {
-			from = after[i].Sub(c.Started)
+			from = before[i].Sub(c.Started)
 		}
 		if i+1 < len(steps) {
 			to = before[i+1].Sub(c.Started)
 		}
 		under := part.Where(func(p traffic.Packet) bool { return p.At >= from && p.At < to })
 		t.Logf("%s: %.2f Mbit/s", rate, under.Rate(from, to)/1e6)
-		// What was admitted under the limit before may still leave.
-		checkBound(t, under, rate, l.allowance(highest, 1)+bytesIn(highest, datapath.HorizonPacing))
+		if len(under.Packets) == 0 {
+			t.Errorf("%s: nothing was sent", rate)
+		}
+		// What was admitted under the limit before may still leave, and until the new one is set still is.
+		setting := after[i].Sub(before[i])
+		checkBound(t, under, rate, l.allowance(highest, 1)+bytesIn(highest, datapath.HorizonPacing+setting))
 	}
 	if dropped := l.state(0).Counters.Dropped; dropped == 0 {
 		t.Error("nothing was dropped: cubic was never held")

@@ -3,8 +3,8 @@
 # Runs the tests that need a kernel on each of the kernels given, in QEMU, and prints one table: test x kernel, with
 # the mode that was tested. A kernel from 5.18 on must pace, an older one police: anything else is a failure, and so
 # is a skipped test. Each kernel boots twice, at the same time: tests/datapath, which measures traffic, runs on a clock
-# that counts instructions, where no other program of this machine can be seen; the rest, and what wants two
-# processors, runs in real time. Tests run with -short, which leaves out what a kernel cannot change; FULL=6.12 (a
+# that counts instructions, where no other program of this machine can be seen; the rest, and what wants two processors
+# (TestTwoSenders, and TestUpgradeUnderLoad of enforcer/datapath), runs in real time. Tests run with -short, which leaves out what a kernel cannot change; FULL=6.12 (a
 # kernel, or all) runs the long versions there; QUICK=1 leaves out more.
 # usage: suite.sh KERNEL...
 set -euo pipefail
@@ -33,30 +33,32 @@ for package in "${packages[@]}"; do
 done
 
 # In the guest: every test binary, in its own folder, all of them even if one fails. What measures traffic has the
-# machine for itself; the others run two at a time, and show what they say when all have ended. STEADY: there is the
-# counting clock, and one processor.
+# virtual machine for itself; the others run two at a time, and show what they say when all have ended. STEADY: there is
+# the counting clock, and one processor.
 cat >"$out/all.sh" <<'GUEST'
+two_processors='^TestTwoSenders$'
 one() {
 	local name=${1##*/} only=. skip='^$' status=0 start=$SECONDS
 	# Of the command, what starts an agent; the rest reads files of the checkout.
 	# Each load of the program takes an emulated processor a second or two to verify.
 	case $name:${KUBEPACE_QUICK:-} in
-	tests-*) if [ -n "$STEADY" ]; then skip=TestTwoSenders; else only=TestTwoSenders; fi ;;
+	tests-*) if [ -n "$STEADY" ]; then skip=$two_processors; else only=$two_processors; fi ;;
 	cmd-*) only=Agent ;;
-	bpf*:true) skip='TestUsesTheLimit|TestSparseAmongStrangers|TestExtremes' ;; # long, and no kernel changes them
 	enforcer-datapath*:true) only='TestLifecycle|TestClsact|TestCleanup|TestFirstByTCX|TestUpgradeKeepsState|TestWhatWasTakenOffComesBack|TestWhatWentBeforeOursIsPassed' ;;
+	bpf*:true) skip='TestUsesTheLimit|TestSparseAmongStrangers|TestExtremes' ;; # long, and no kernel changes them
 	esac
 	echo "## $name"
 	mkdir -p "/tmp/$name"
 	(cd "/tmp/$name" && exec "$1" -test.v -test.run="$only" -test.skip="$skip" -test.short="${SHORT:-false}" -test.parallel 4 -test.timeout 20m) || status=1
-	echo "took $((SECONDS - start)) s"
+	echo "took $((SECONDS - start)) s${STEADY:+ of its own time}"
 	return $status
 }
 status=0
 running=0
 for test in /root/tests/*.test; do
-	[ -z "$STEADY" ] || break
-	case $test in */tests-*) continue ;; esac
+	case ${STEADY:+steady}:$test in
+	steady:* | */tests-*) continue ;;
+	esac
 	[ $running -lt 2 ] || { wait -n || status=1; running=1; }
 	one "$test" >"$test.log" 2>&1 &
 	running=$((running + 1))
@@ -65,7 +67,7 @@ while [ $running -gt 0 ]; do
 	wait -n || status=1
 	running=$((running - 1))
 done
-[ -n "$STEADY" ] || cat /root/tests/*.log
+cat /root/tests/*.log 2>/dev/null || true
 for test in /root/tests/tests-*.test; do one "$test" || status=1; done
 exit $status
 GUEST
@@ -95,7 +97,7 @@ any() { awk -v "pattern=$1" '$0 ~ pattern { found = 1 } END { exit !found }'; }
 # Boots a kernel and runs its tests there; what went wrong with the machine itself is in LOG's .err.
 # usage: boot KERNEL LOG [--steady]
 boot() {
-	local kernel=$1 log=$2 short=true
+	local kernel=$1 log=$2 short=true mark=${3:+steady: }
 	shift 2
 	case ${FULL:-} in all | "$kernel") short=false ;; esac
 	# pdeathsig: who interrupts this script ends its machines.
@@ -105,7 +107,7 @@ boot() {
 		-- bash /root/all.sh 2> >(tee "${log%.log}.err" >&2) >"$log" &
 	local machine=$! status=0
 	tail -n +1 -F --pid=$machine "$log" 2>/dev/null |
-		grep --line-buffered -E '^(##|took|--- |    --- FAIL|panic:|FAIL|[a-z_]+_test.go)|Mbit/s|want|lost;' || true
+		grep --line-buffered -E '^(##|took|--- |    --- FAIL|panic:|FAIL|[a-z_]+_test.go)|Mbit/s|want|lost;' | sed -u "s/^/$mark/" || true
 	wait $machine || status=$?
 	return $status
 }
@@ -127,18 +129,19 @@ for kernel in "$@"; do
 	boots "$kernel" "$out/$kernel-steady.log" --steady &
 	steady=$!
 	trap 'kill $steady 2>/dev/null || true' EXIT
-	for clock in 'real time' 'counting clock'; do
+	for machine in "$kernel" "$kernel-steady"; do
 		status=0
-		if [ "$clock" = 'real time' ]; then boots "$kernel" "$out/$kernel.log" || status=$?; else wait $steady || status=$?; fi
-		if [ $status != 0 ]; then failed=1 reasons+=("Linux $kernel, $clock: status $status (124: out of time, 125: the machine failed)"); fi
+		if [ "$machine" = "$kernel" ]; then boots "$kernel" "$out/$kernel.log" || status=$?; else wait $steady || status=$?; fi
+		[ $status != 0 ] || continue
+		failed=1 reasons+=("Linux $machine: status $status (124: out of time, 125: the machine failed)")
+		[ $status -lt 124 ] || reasons+=("the end of its messages:" "$(tail -n 15 "$out/$machine".{err,log} 2>&1)")
 	done
-	cat "$out/$kernel-steady.log" >>"$out/$kernel.log"
-	cat "$out/$kernel-steady.err" >>"$out/$kernel.err"
+	results "$out/$kernel.log" | any '^tests-datapath[.]TestTwoSenders PASS$' || { failed=1 reasons+=("Linux $kernel: no result of TestTwoSenders on two processors"); }
+	results "$out/$kernel-steady.log" | any '^tests-datapath[.].* PASS$' || { failed=1 reasons+=("Linux $kernel: no results of tests/datapath on the counting clock"); }
+	{ echo; cat "$out/$kernel-steady.log"; } >>"$out/$kernel.log"
 	said "$out/$kernel.log"
 	# Skips that run.sh's status cannot know of.
 	if results "$out/$kernel.log" | any ' SKIP$'; then failed=1 reasons+=("Linux $kernel: skipped tests"); fi
-	if ! results "$out/$kernel.log" | any ' PASS$'; then failed=1 reasons+=("Linux $kernel: no results; the end of its messages:"
-		"$(tail -n 15 "$out/$kernel.err" "$out/$kernel.log")"); fi
 	for package in "${packages[@]}"; do
 		results "$out/$kernel.log" | any "^${package//\//-}[.].* PASS\$" || { failed=1 reasons+=("Linux $kernel: no results of $package"); }
 	done

@@ -105,7 +105,7 @@ func creates(ctx context.Context, clients kubernetes.Interface, k podKind, varia
 	return out, deleteAll(ctx, clients, k.namespace)
 }
 
-// deleteAll deletes the pods: those made without kubepace would keep it busy with stamping them while others are measured.
+// deleteAll deletes the pods: those made without kubepace would keep it busy with stamping them once it runs and is measured.
 func deleteAll(ctx context.Context, clients kubernetes.Interface, namespace string) error {
 	now := int64(0)
 	err := clients.CoreV1().Pods(namespace).DeleteCollection(ctx, metav1.DeleteOptions{GracePeriodSeconds: &now}, metav1.ListOptions{})

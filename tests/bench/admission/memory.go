@@ -46,7 +46,7 @@ func (s *adminSwitch) settle(ctx context.Context) (rss, heap float64, err error)
 	if err := s.run(ctx, true); err != nil {
 		return 0, 0, err
 	}
-	time.Sleep(3 * time.Second)
+	time.Sleep(atRest)
 	text, err := s.webhook.Metrics()
 	if err != nil {
 		return 0, 0, fmt.Errorf("read metrics: %w", err)

@@ -22,6 +22,9 @@ import (
 	"github.com/kubepace/kubepace/tests/admission/lab"
 )
 
+// atRest is when a webhook that has become ready has read the cluster, and leads.
+const atRest = 3 * time.Second
+
 //go:embed cel.yaml
 var celManifests []byte
 
@@ -99,6 +102,7 @@ func (s *adminSwitch) to(ctx context.Context, variant string) error {
 		if err := s.WaitInjected(ctx); err != nil {
 			return err
 		}
+		time.Sleep(atRest)
 	}
 	for _, k := range podKinds {
 		var last error

@@ -43,7 +43,7 @@ func (r *Result) writeVerdicts(b *strings.Builder) {
 	}
 	for _, s := range r.Steady {
 		row("memory, pods from "+s.from(), mib(s.Memory.Resident), "MiB", mib(claimMemory))
-		row("at rest, pods from "+s.from(), s.IdleCPU, "% of one processor", claimIdle)
+		row(fmt.Sprintf("at rest for %.0f s, pods from %s", s.IdleFor, s.from()), s.IdleCPU, "% of one processor", claimIdle)
 		row("restart to all adopted, slowest, pods from "+s.from(), slices.Max(s.RestartMs)/1000, "s", claimRestart.Seconds())
 	}
 	if r.Burst != nil {
