@@ -50,6 +50,9 @@ func (b *bench) all(ctx context.Context) error {
 			return fmt.Errorf("path %s: %w", path, err)
 		}
 	}
+	if !b.plan.costs {
+		return b.save()
+	}
 	if err := b.costs(); err != nil {
 		b.warn("costs not measured: %v", err)
 	}

@@ -25,14 +25,15 @@ type plan struct {
 	rounds   int           // of the comparison with the idle path's ping
 	// latencyLimits are for that comparison; none for none.
 	latencyLimits   []int64
-	neighbourRounds int // of an unlimited pod's ping beside a limited one; 0 for none
+	neighbourRounds int  // of an unlimited pod's ping beside a limited one; 0 for none
+	costs           bool // of a packet by itself, in the virtual machine as well
 }
 
 func fullPlan() plan {
 	return plan{
 		mode: "full", limits: []int64{10e6, 100e6}, ccs: []string{"cubic", "bbr"}, flows: []int{1, 8, 64},
 		paths: result.Paths, variants: result.Variants, duration: 10 * time.Second,
-		rounds: 5, latencyLimits: []int64{10e6, 100e6, 500e6}, neighbourRounds: 5,
+		rounds: 5, latencyLimits: []int64{10e6, 100e6, 500e6}, neighbourRounds: 5, costs: true,
 	}
 }
 
@@ -40,7 +41,7 @@ func fullPlan() plan {
 func quickPlan() plan {
 	p := fullPlan()
 	p.mode, p.ccs, p.flows, p.paths = "quick", []string{"cubic"}, []int{1, 8}, []result.Path{result.Straight}
-	p.duration, p.latencyLimits, p.neighbourRounds = 5*time.Second, []int64{10e6}, 2
+	p.duration, p.latencyLimits, p.rounds, p.neighbourRounds, p.costs = 5*time.Second, []int64{10e6}, 3, 1, false
 	return p
 }
 
