@@ -157,14 +157,14 @@ func readDevices(m *ebpf.Map) (map[int]bpf.EgressKubepaceDevice, error) {
 }
 
 // entriesAtOnce is more than any bucket of a hash map holds: the kernel gives whole buckets.
-const entriesAtOnce = 256
+const entriesAtOnce = 64
 
 // entries reads a hash map, many entries with each call: one call for each had been a thousand with 250 pods, in every
 // pass. An entry that comes or goes meanwhile is there or not; all others are there once.
 func entries[V any](m *ebpf.Map) (keys []uint32, values []V, err error) {
 	var cursor ebpf.MapBatchCursor
+	k, v := make([]uint32, entriesAtOnce), make([]V, entriesAtOnce)
 	for {
-		k, v := make([]uint32, entriesAtOnce), make([]V, entriesAtOnce)
 		n, err := m.BatchLookup(&cursor, k, v, nil)
 		keys, values = append(keys, k[:n]...), append(values, v[:n]...)
 		if errors.Is(err, ebpf.ErrKeyNotExist) { // the end
