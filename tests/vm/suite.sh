@@ -43,6 +43,7 @@ one() {
 	# Each load of the program takes an emulated processor a second or two to verify.
 	case $name:${KUBEPACE_QUICK:-} in
 	tests-*) if [ -n "$STEADY" ]; then skip=$two_processors; else only=$two_processors; fi ;;
+	cmd-*:true) only='TestAgentPaces|TestAgentStandsDown' ;; # the rest is like TestAgent and TestSIGKILL of tests/datapath
 	cmd-*) only=Agent ;;
 	enforcer-datapath*:true) only='TestLifecycle|TestClsact|TestCleanup|TestFirstByTCX|TestUpgradeKeepsState|TestWhatWasTakenOffComesBack|TestWhatWentBeforeOursIsPassed' ;;
 	bpf*:true) skip='TestUsesTheLimit|TestSparseAmongStrangers|TestExtremes' ;; # long, and no kernel changes them
