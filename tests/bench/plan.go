@@ -41,7 +41,7 @@ func fullPlan() plan {
 func quickPlan() plan {
 	p := fullPlan()
 	p.mode, p.ccs, p.flows, p.paths = "quick", []string{"cubic"}, []int{1, 8}, []result.Path{result.Straight}
-	p.duration, p.latencyLimits, p.rounds, p.neighbourRounds, p.costs = 5*time.Second, []int64{10e6}, 3, 1, false
+	p.duration, p.latencyLimits, p.rounds, p.neighbourRounds, p.costs = 4*time.Second, []int64{10e6}, 3, 1, false
 	return p
 }
 

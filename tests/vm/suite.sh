@@ -4,8 +4,8 @@
 # the mode that was tested. A kernel from 5.18 on must pace, an older one police: anything else is a failure, and so
 # is a skipped test. Each kernel boots twice, at the same time: tests/datapath, which measures traffic, runs on a clock
 # that counts instructions, where no other program of this machine can be seen; the rest, and what wants two processors
-# (TestTwoSenders, and TestUpgradeUnderLoad of enforcer/datapath), runs in real time. Tests run with -short, which leaves out what a kernel cannot change; FULL=6.12 (a
-# kernel, or all) runs the long versions there; QUICK=1 leaves out more.
+# (TestTwoSenders, and TestUpgradeUnderLoad of enforcer/datapath), runs in real time. Tests run with -short, which leaves
+# out what a kernel cannot change; FULL=6.12 (a kernel, or all) runs the long versions there; QUICK=1 leaves out more.
 # usage: suite.sh KERNEL...
 set -euo pipefail
 cd "$(dirname "$0")/../.."
