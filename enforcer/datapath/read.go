@@ -75,11 +75,12 @@ func readStates(maps *bpf.EgressMaps, look func(ifindex int) position) ([]State,
 	if len(slots) == 0 {
 		return nil, nil
 	}
-	limits, err := first[bpf.EgressPaceLimit](maps.KubepaceLimits, slices.Max(slots)+1)
+	used := slices.Max(slots) + 1
+	limits, err := first[bpf.EgressPaceLimit](maps.KubepaceLimits, used)
 	if err != nil {
 		return nil, fmt.Errorf("read limits: %w", err)
 	}
-	clocks, err := first[bpf.EgressPacePod](maps.KubepacePods, slices.Max(slots)+1)
+	clocks, err := first[bpf.EgressPacePod](maps.KubepacePods, used)
 	if err != nil {
 		return nil, fmt.Errorf("read clocks: %w", err)
 	}
