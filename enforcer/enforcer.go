@@ -90,8 +90,8 @@ const (
 	// beatEvery is how often a loop that has nothing to do says that it turns.
 	beatEvery = 30 * time.Second
 	// lookInside is how many resyncs pass between two looks into the namespaces of pods whose devices on the node are
-	// what they were, which takes longer with 250 pods than all else that a resync does. All that it finds is an interface that came to a pod
-	// later and leads elsewhere than to this node.
+	// what they were, which takes longer with 250 pods than all else that a resync does. All that it finds is an
+	// interface that came to a pod later and leads elsewhere than to this node.
 	lookInside = 5
 	// settle gathers events that come together, such as those of one CNI ADD, into one pass.
 	settle = 10 * time.Millisecond
