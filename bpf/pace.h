@@ -50,7 +50,7 @@
 /* fq drops what departs later than its own horizon, 10 s from now. */
 #define PACE_MAX_HORIZON_NS (9 * PACE_NSEC_PER_SEC)
 /* The longest that a packet waits for others to leave with. */
-#define PACE_MAX_BATCH_NS 10000000ULL
+#define PACE_MAX_BATCH_NS 20000000ULL
 /* All sparse packets together may use one part in so many of the limit. */
 #define PACE_SPARSE_PART 8
 /* The most that may go ahead of the clock at once where two frames cost more. */
@@ -278,20 +278,27 @@ static __always_inline __u64 pace_target_ns(const struct pace_limit *l, __u64 n,
 
 /*
  * When a packet departs whose time is `clock`: with others that wait as well.
- * A batch is no larger than one GSO packet, which would leave in one piece
- * anyway, and opens for at most a quarter of the wait. A flow whose packets
- * leave together gets fewer acknowledgements for them, and so sends fewer and
- * larger packets next.
+ * A batch opens for at most half of the wait. A flow whose packets leave
+ * together gets fewer acknowledgements for them, and so sends fewer and larger
+ * packets next.
+ *
+ * Where a GSO packet takes less than the longest batch, no two batches are
+ * equally long: half to two and a half of them. TCP splits what it has in
+ * store at what one acknowledgement frees, and with equal batches it splits at
+ * the same place for ever, where one packet could have left instead of two.
  */
 static __always_inline __u64 pace_batch(struct pace_pod *p,
 					const struct pace_limit *l, __u64 clock,
 					__u64 backlog)
 {
-	__u64 most = pace_min(l->gso_ns, PACE_MAX_BATCH_NS);
+	/* The golden ratio's bits scatter times that lie close together. */
+	__u64 random = clock * 0x9E3779B97F4A7C15ULL >> 54;
+	__u64 ns = l->gso_ns * (512 + 2 * random) >> 10;
 
 	/* A batch that is further away was made under another limit. */
-	if (clock > p->batch_ns || p->batch_ns > clock + most)
-		p->batch_ns = clock + pace_min(most, backlog / 4);
+	if (clock > p->batch_ns || p->batch_ns > clock + PACE_MAX_BATCH_NS)
+		p->batch_ns = clock + pace_min(pace_min(ns, PACE_MAX_BATCH_NS),
+					       backlog / 2);
 	return p->batch_ns;
 }
 
