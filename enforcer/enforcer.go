@@ -65,7 +65,8 @@ type Options struct {
 	Source   pods.Source
 	Datapath Datapath
 	Qdiscs   Qdiscs
-	Scan     func() (Scan, error)
+	// Scan starts a round of look-ups; anew: nothing is to be taken from an earlier one.
+	Scan func(anew bool) (Scan, error)
 	// Veths says that Qdiscs puts fq on devices that lead to pods, so that unlimited pods' devices are looked for as
 	// well. Optional.
 	Veths    bool

@@ -18,7 +18,7 @@ import (
 // locate finds the devices of every pod that needs them, in one scan. What was found before is kept while it still
 // stands in the kernel as it did.
 func (e *Enforcer) locate(snapshot pods.Snapshot, reason Reason) error {
-	scan, err := e.opts.Scan()
+	scan, err := e.opts.Scan(reason.has(Resync))
 	if err != nil {
 		return fmt.Errorf("find pods' devices: %w", err)
 	}

@@ -161,7 +161,7 @@ func newWorld(t *testing.T) *world {
 	}
 	e, err := New(Options{
 		Source: w.source, Datapath: w.kernel, Qdiscs: w.exits, Observer: w,
-		Scan:       func() (Scan, error) { return w.network, nil },
+		Scan:       func(bool) (Scan, error) { return w.network, nil },
 		StatusFile: filepath.Join(t.TempDir(), "status.json"),
 		Log:        funcr.New(func(_, args string) { w.log = append(w.log, args) }, funcr.Options{}),
 	})

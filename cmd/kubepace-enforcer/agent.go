@@ -186,7 +186,7 @@ func serveAgent(ctx context.Context, o *options, log logr.Logger, in input, k *k
 		Source: in.source, Datapath: k.datapath, Qdiscs: k.qdiscs, Observer: in.observer, Veths: o.PodFq, Resync: o.Resync,
 		Problems: setSysctls(o, log),
 		Rivals:   k.rivals, OtherLimiters: rivals.Policy(o.OtherLimiters),
-		Scan:       func() (enforcer.Scan, error) { return k.finder.Scan() },
+		Scan:       func(anew bool) (enforcer.Scan, error) { return k.finder.Scan(anew) },
 		Passed:     figures.Passed,
 		Log:        log,
 		StatusFile: enforcer.StatusPath(o.RunDir),

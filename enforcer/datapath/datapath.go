@@ -232,7 +232,12 @@ func (d *Datapath) setDevice(e *entry, ifindex int) error {
 		}
 	}
 	e.devices[ifindex] = record
-	now := d.look(ifindex)
+	now := position{hook: HookTCX}
+	if known || a.hook != HookTCX || at.hook != HookNone {
+		now = d.look(ifindex)
+	} else { // it was put at the head just now, and to look would wait for the kernel's lock of all network configuration
+		d.first[ifindex] = true
+	}
 	if now.behind != "" {
 		return &NotFirstError{Device: nameOf(ifindex), Behind: now.behind}
 	}

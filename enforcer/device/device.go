@@ -62,7 +62,8 @@ type Finder struct {
 	dir    string
 	owners func() *cni.View // may be nil
 	own    *namespace
-	host   *netlink.Handle
+	host   *rtnl.Conn
+	links  links
 }
 
 // NewFinder opens the caller's network namespace. An empty dir means DefaultNetnsDir; it need not exist.
@@ -74,7 +75,7 @@ func NewFinder(dir string) (*Finder, error) {
 	if err != nil {
 		return nil, err
 	}
-	host, err := rtnl.Open(own.handle)
+	host, err := rtnl.Dial(own.handle)
 	if err != nil {
 		own.Close()
 		return nil, err
@@ -92,18 +93,16 @@ func (f *Finder) Close() {
 }
 
 // Scan starts a round of look-ups. What it learns of devices and addresses is kept until the next round, so that a
-// node full of pods is looked through once and not once for each pod. The caller closes it.
-func (f *Finder) Scan() (*Scan, error) {
-	links, err := rtnl.Dump(f.host.LinkList)
+// node full of pods is looked through once and not once for each pod; its devices are known from an earlier round where
+// WatchNode runs, unless they are to be listed anew. The caller closes it.
+func (f *Finder) Scan(anew bool) (*Scan, error) {
+	devices, err := f.links.get(anew, func() ([]netlink.Link, error) { return rtnl.Dump(f.host.LinkList) })
 	if err != nil {
 		return nil, fmt.Errorf("list devices: %w", err)
 	}
-	s := &Scan{finder: f, links: make(map[int]Link, len(links))}
+	s := &Scan{finder: f, links: devices}
 	if f.owners != nil {
 		s.owners = f.owners()
-	}
-	for _, l := range links {
-		s.links[l.Attrs().Index] = newLink(l)
 	}
 	return s, nil
 }
@@ -124,6 +123,7 @@ type Scan struct {
 	finder *Finder
 	owners *cni.View    // may be nil
 	links  map[int]Link // the node's devices, by ifindex
+	pairs  map[int]int  // how many of them lead to a namespace, by its id; nil: to be counted
 	byIP   map[netip.Addr][]*namespace
 	open   []*namespace
 }
@@ -147,21 +147,42 @@ func (s *Scan) Same(l Link) bool {
 // Current reports whether links are still what leads out of their pod: each is the device that it was, and no other
 // device of the node leads to the same namespace.
 func (s *Scan) Current(links []Link) bool {
-	known := map[int]bool{}
+	known := map[int]int{}
 	for _, l := range links {
 		if !s.Same(l) {
 			return false
 		}
-		known[l.Index] = true
+		known[l.PeerN]++
 	}
-	for _, l := range links {
-		for index, other := range s.links {
-			if !known[index] && isPair(other, l.PeerN) {
-				return false
+	if s.pairs == nil {
+		s.pairs = map[int]int{}
+		for _, l := range s.links {
+			if isPair(l, l.PeerN) {
+				s.pairs[l.PeerN]++
 			}
 		}
 	}
+	for id, n := range known {
+		if s.pairs[id] != n {
+			return false
+		}
+	}
 	return len(links) > 0
+}
+
+// now asks the kernel for one device: no notice tells that the other end of a pair was moved or numbered anew.
+func (s *Scan) now(index int) (Link, bool, error) {
+	l, err := s.finder.host.LinkByIndex(index)
+	if notFound := (netlink.LinkNotFoundError{}); errors.As(err, &notFound) {
+		return Link{}, false, nil
+	}
+	if err != nil {
+		return Link{}, false, fmt.Errorf("get device %d: %w", index, err)
+	}
+	link := newLink(l)
+	s.links[index], s.pairs = link, nil
+	s.finder.links.put(link)
+	return link, true, nil
 }
 
 // Find returns the host-side devices of a pod. Its errors are *NotFoundError, *NoHostVethError, *AmbiguousError and
@@ -291,10 +312,18 @@ func (s *Scan) peers(ns *namespace) (Found, error) {
 	var found Found
 	for _, l := range links {
 		inside := newLink(l)
-		host, ok := s.links[inside.Peer]
+		if !sends(inside) {
+			continue
+		}
+		var host Link
+		ok := isPair(inside, ours)
+		if ok {
+			if host, ok, err = s.now(inside.Peer); err != nil {
+				return Found{}, err
+			}
+		}
 		switch {
-		case !sends(inside):
-		case ok && isPair(inside, ours) && isPair(host, theirs) && host.Peer == inside.Index:
+		case ok && isPair(host, theirs) && host.Peer == inside.Index:
 			found.Devices = append(found.Devices, host)
 		default:
 			found.Unheld = append(found.Unheld, fmt.Sprintf("%s (%s)", inside.Name, describe(inside, ours)))

@@ -30,7 +30,7 @@ func (n *node) find(q Query) ([]string, Found, error) {
 	f, err := NewFinder(n.dir)
 	n.must(err, "new finder")
 	defer f.Close()
-	s, err := f.Scan()
+	s, err := f.Scan(false)
 	n.must(err, "scan")
 	defer s.Close()
 	found, err := s.Find(q)
@@ -203,7 +203,7 @@ func TestSameTellsReusedNames(t *testing.T) {
 		a, b := n.pod("a", nil), n.pod("b", nil)
 		n.veth("veth-x", "eth0", a, "10.1.0.2/24")
 		scan := func(q Query) (*Scan, Found) {
-			s, err := f.Scan()
+			s, err := f.Scan(false)
 			n.must(err, "scan")
 			found, err := s.Find(q)
 			n.must(err, "find")
@@ -217,7 +217,7 @@ func TestSameTellsReusedNames(t *testing.T) {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.Index = "veth-x", link.Attrs().Index
 		n.must(netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsFd(b)}), "add it anew")
-		s, err := f.Scan()
+		s, err := f.Scan(false)
 		n.must(err, "scan")
 		defer s.Close()
 		if s.Same(before.Devices[0]) {

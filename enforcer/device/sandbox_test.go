@@ -63,7 +63,7 @@ func (r *results) scan(uid string, addresses ...string) ([]string, error) {
 	defer f.Close()
 	cache := cni.New(r.dir, r.node.dir, logr.Discard())
 	f.Believe(cache)
-	s, err := f.Scan()
+	s, err := f.Scan(false)
 	r.must(err, "scan")
 	defer s.Close()
 	found, err := s.Find(Query{UID: uid, Sandboxes: cache.View().Sandboxes(uid), IPs: ips(addresses...)})

@@ -5,6 +5,7 @@ package device
 import (
 	"context"
 	"fmt"
+	"syscall"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -18,7 +19,19 @@ const rewatch = 5 * time.Second
 // WatchNode calls changed for each change of the node's devices, routes, qdiscs and filters, until ctx ends. ready is
 // called when no later change can be missed.
 func (f *Finder) WatchNode(ctx context.Context, ready func(), changed func(rtnl.Change)) error {
-	return rtnl.Watch(ctx, f.own.handle, ready, changed)
+	defer f.links.watch(false)
+	return rtnl.Watch(ctx, f.own.handle, func() {
+		f.links.watch(true)
+		ready()
+	}, func(c rtnl.Change, message syscall.NetlinkMessage) {
+		switch c {
+		case rtnl.ChangeLink:
+			f.links.note(message)
+		case rtnl.ChangeLost:
+			f.links.lose()
+		}
+		changed(c)
+	})
 }
 
 // WatchNetns calls changed when a network namespace appears in the finder's folder or leaves it, until ctx ends. A

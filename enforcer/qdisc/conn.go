@@ -31,39 +31,19 @@ func (e entry) isIngress() bool { return e.Parent == netlink.HANDLE_INGRESS }
 
 func (e entry) String() string { return fmt.Sprintf("%s %x:", e.Kind, e.Handle>>16) }
 
-// conn is a netlink socket in one network namespace.
-type conn struct {
-	*netlink.Handle
-	sockets map[int]*nl.SocketHandle
-}
+// conn is a connection to the kernel's qdiscs in one network namespace.
+type conn struct{ *rtnl.Conn }
 
 func dial(ns netns.NsHandle) (*conn, error) {
-	h, err := rtnl.Open(ns)
+	c, err := rtnl.Dial(ns)
 	if err != nil {
 		return nil, err
 	}
-	s, err := nl.GetNetlinkSocketAt(ns, netns.None(), unix.NETLINK_ROUTE)
-	if err != nil {
-		h.Close()
-		return nil, fmt.Errorf("open netlink socket: %w", err)
-	}
-	timeout := unix.Timeval{Sec: 10}
-	if err := errors.Join(s.SetSendTimeout(&timeout), s.SetReceiveTimeout(&timeout)); err != nil {
-		h.Close()
-		s.Close()
-		return nil, fmt.Errorf("set timeout of netlink socket: %w", err)
-	}
-	return &conn{Handle: h, sockets: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}}, nil
-}
-
-func (c *conn) Close() {
-	c.Handle.Close()
-	c.sockets[unix.NETLINK_ROUTE].Close()
+	return &conn{c}, nil
 }
 
 func (c *conn) request(command, flags int, msg *nl.TcMsg) *nl.NetlinkRequest {
-	req := nl.NewNetlinkRequest(command, flags)
-	req.Sockets = c.sockets
+	req := c.Request(command, flags)
 	msg.Family = nl.FAMILY_ALL
 	req.AddData(msg)
 	return req

@@ -98,7 +98,7 @@ func readEndpoints(m *ebpf.Map) (map[int]uint16, bool) {
 func (s *Scanner) hasCiliumExit(index int) bool {
 	names := programs(index, ebpf.AttachTCXEgress)
 	list, err := rtnl.Dump(func() ([]netlink.Filter, error) {
-		return s.handle.FilterList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}}, netlink.HANDLE_MIN_EGRESS)
+		return s.conn.FilterList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}}, netlink.HANDLE_MIN_EGRESS)
 	})
 	if err == nil {
 		for _, f := range list {

@@ -10,6 +10,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/kubepace/kubepace/enforcer/internal/rtnl"
 )
@@ -17,8 +18,8 @@ import (
 // Scanner looks at the network namespace of the thread that called New, and at a bpffs. Its method may be called from
 // any thread of that namespace, by one goroutine at a time.
 type Scanner struct {
-	handle *netlink.Handle
-	bpffs  string
+	conn  *rtnl.Conn
+	bpffs string
 }
 
 // New opens the caller's network namespace. bpffs is where Cilium pins its maps, DefaultBPFFS if empty.
@@ -26,22 +27,24 @@ func New(bpffs string) (*Scanner, error) {
 	if bpffs == "" {
 		bpffs = DefaultBPFFS
 	}
-	h, err := rtnl.Open(netns.None())
+	c, err := rtnl.Dial(netns.None())
 	if err != nil {
 		return nil, err
 	}
-	return &Scanner{handle: h, bpffs: bpffs}, nil
+	return &Scanner{conn: c, bpffs: bpffs}, nil
 }
 
 // Close lets go of the scanner's socket.
-func (s *Scanner) Close() { s.handle.Close() }
+func (s *Scanner) Close() { s.conn.Close() }
 
 // Look tells which of the devices another limiter is in charge of, by ifindex. exits are the devices by which packets
 // leave the node.
 func (s *Scanner) Look(devices, exits []int) (map[int]Rival, error) {
-	n, err := s.node()
-	if err != nil {
-		return nil, err
+	n := node{conn: s.conn}
+	if len(devices) > askOneByOne {
+		if err := n.list(); err != nil {
+			return nil, err
+		}
 	}
 	bwm := openCilium(s.bpffs)
 	defer bwm.Close()
@@ -52,14 +55,18 @@ func (s *Scanner) Look(devices, exits []int) (map[int]Rival, error) {
 	found := map[int]Rival{}
 	var errs []error
 	for _, index := range devices {
-		l, ok := n.links[index]
-		if !ok || (!n.hook[index] && !bwm.on()) {
+		filters, err := n.filters(index)
+		errs = append(errs, err)
+		if len(filters) == 0 && !bwm.on() {
+			continue
+		}
+		l, err := n.link(index)
+		errs = append(errs, err)
+		if l == nil {
 			continue
 		}
 		f := Facts{Device: l.Attrs().Name}
-		if n.hook[index] {
-			errs = append(errs, s.addFilters(&f, n, index))
-		}
+		errs = append(errs, n.add(&f, filters))
 		if bwm.on() {
 			f.Programs = append(f.Programs, programs(index, ebpf.AttachTCXIngress)...)
 			f.Cilium = bwm.facts(index, atExit)
@@ -71,61 +78,106 @@ func (s *Scanner) Look(devices, exits []int) (map[int]Rival, error) {
 	return found, errors.Join(errs...)
 }
 
-// node is what one dump each of devices and qdiscs shows.
+// askOneByOne is for how many devices the kernel is asked one by one: on a node full of pods its lists take as long as
+// two dozen questions, and its lock of all network configuration as often.
+const askOneByOne = 16
+
+// node is the node's devices and their qdiscs, once they are listed.
 type node struct {
-	links map[int]netlink.Link
-	root  map[int]string // kind of the root qdisc
-	hook  map[int]bool   // has an ingress or clsact qdisc
+	conn  *rtnl.Conn
+	links map[int]netlink.Link // nil: not listed
+	roots map[int]string       // kind of the root qdisc
+	hooks map[int]bool         // has an ingress or clsact qdisc
 }
 
-func (s *Scanner) node() (node, error) {
-	n := node{links: map[int]netlink.Link{}, root: map[int]string{}, hook: map[int]bool{}}
-	links, err := rtnl.Dump(s.handle.LinkList)
-	if err != nil {
-		return n, fmt.Errorf("list devices: %w", err)
+func (n *node) list() error {
+	if n.links != nil {
+		return nil
 	}
+	links, err := rtnl.Dump(n.conn.LinkList)
+	if err != nil {
+		return fmt.Errorf("list devices: %w", err)
+	}
+	qdiscs, err := rtnl.Dump(func() ([]netlink.Qdisc, error) { return n.conn.QdiscList(nil) })
+	if err != nil {
+		return fmt.Errorf("list qdiscs: %w", err)
+	}
+	n.links, n.roots, n.hooks = map[int]netlink.Link{}, map[int]string{}, map[int]bool{}
 	for _, l := range links {
 		n.links[l.Attrs().Index] = l
-	}
-	qdiscs, err := rtnl.Dump(func() ([]netlink.Qdisc, error) { return s.handle.QdiscList(nil) })
-	if err != nil {
-		return n, fmt.Errorf("list qdiscs: %w", err)
 	}
 	for _, q := range qdiscs {
 		switch a := q.Attrs(); a.Parent {
 		case netlink.HANDLE_ROOT:
-			n.root[a.LinkIndex] = q.Type()
+			n.roots[a.LinkIndex] = q.Type()
 		case netlink.HANDLE_INGRESS: // clsact's is the same number
-			n.hook[a.LinkIndex] = true
+			n.hooks[a.LinkIndex] = true
 		}
 	}
-	return n, nil
+	return nil
 }
 
-// addFilters reads the filters at a device's ingress.
-func (s *Scanner) addFilters(f *Facts, n node, index int) error {
-	list, err := rtnl.Dump(func() ([]netlink.Filter, error) {
-		return s.handle.FilterList(n.links[index], netlink.HANDLE_MIN_INGRESS)
-	})
-	if err != nil {
-		return fmt.Errorf("list filters of %s: %w", f.Device, err)
+// link is nil where the device is gone.
+func (n *node) link(index int) (netlink.Link, error) {
+	if n.links != nil {
+		return n.links[index], nil
 	}
-	for _, filter := range list {
+	l, err := n.conn.LinkByIndex(index)
+	if notFound := (netlink.LinkNotFoundError{}); errors.As(err, &notFound) {
+		return nil, nil //nolint:nilnil // gone
+	}
+	if err != nil {
+		return nil, fmt.Errorf("get device %d: %w", index, err)
+	}
+	return l, nil
+}
+
+// filters are those at a device's ingress; none where it has no hook for them, or is gone.
+func (n *node) filters(index int) ([]netlink.Filter, error) {
+	if n.links != nil && !n.hooks[index] {
+		return nil, nil
+	}
+	list, err := rtnl.Dump(func() ([]netlink.Filter, error) {
+		return n.conn.FilterList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}}, netlink.HANDLE_MIN_INGRESS)
+	})
+	if errors.Is(err, unix.ENODEV) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list filters of device %d: %w", index, err)
+	}
+	return list, nil
+}
+
+// add looks at the filters of one device.
+func (n *node) add(f *Facts, filters []netlink.Filter) error {
+	var errs []error
+	for _, filter := range filters {
 		if b, ok := filter.(*netlink.BpfFilter); ok && b.Name != "" {
 			f.Programs = append(f.Programs, b.Name)
 		}
 		for _, action := range actions(filter) {
 			switch a := action.(type) {
 			case *netlink.MirredAction:
-				if target, ok := n.links[a.Ifindex]; ok && a.MirredAction == netlink.TCA_EGRESS_REDIR && f.Redirect == nil {
-					f.Redirect = &Redirect{Device: target.Attrs().Name, Type: target.Type(), Qdisc: n.root[a.Ifindex]}
+				if a.MirredAction == netlink.TCA_EGRESS_REDIR && f.Redirect == nil {
+					errs = append(errs, n.list()) // the kernel does not answer for the root qdisc of one device
+					f.Redirect = n.redirect(a.Ifindex)
 				}
 			case *netlink.PoliceAction:
 				f.Policer = "police of filter " + filter.Type()
 			}
 		}
 	}
-	return nil
+	return errors.Join(errs...)
+}
+
+// redirect is what packets meet on a device that they are sent to; nil where it is gone.
+func (n *node) redirect(index int) *Redirect {
+	target, ok := n.links[index]
+	if !ok {
+		return nil
+	}
+	return &Redirect{Device: target.Attrs().Name, Type: target.Type(), Qdisc: n.roots[index]}
 }
 
 func actions(filter netlink.Filter) []netlink.Action {

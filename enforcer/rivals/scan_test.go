@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -101,10 +102,13 @@ func (l *lab) redirect(from, to int, priority uint16) *netlink.U32 {
 
 func (l *lab) want(device int, exits []int, who string) {
 	l.Helper()
-	found, err := l.scanner.Look([]int{device, 9999}, exits)
-	l.must(err, "look")
-	if r := found[device]; r.Who != who || len(found) > 1 {
-		l.Errorf("found %+v; want %q", found, who)
+	few := []int{device, 9999}
+	for _, devices := range [][]int{few, slices.Repeat(few, askOneByOne)} { // asked one by one, and listed
+		found, err := l.scanner.Look(devices, exits)
+		l.must(err, "look")
+		if r := found[device]; r.Who != who || len(found) > 1 {
+			l.Errorf("of %d devices found %+v; want %q", len(devices), found, who)
+		}
 	}
 }
 
@@ -124,6 +128,9 @@ func TestTokenBucketsBehindRedirects(t *testing.T) {
 				link, err := netlink.LinkByIndex(shaper)
 				l.must(err, "find ifb")
 				l.must(netlink.LinkDel(link), "delete ifb")
+				l.want(pod, nil, "")
+				ingress := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: pod, Parent: netlink.HANDLE_INGRESS, Handle: netlink.MakeHandle(0xffff, 0)}}
+				l.must(netlink.QdiscDel(ingress), "delete the ingress qdisc")
 				l.want(pod, nil, "")
 			})
 		})

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
 
 	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
@@ -25,7 +26,7 @@ const (
 // Watch calls changed for each change of devices, routes, qdiscs and filters in ns, from one goroutine, until ctx
 // ends; it returns nil then. The calls must be quick. ns may be closed once ready was called; ready is called when
 // no later change can be missed.
-func Watch(ctx context.Context, ns netns.NsHandle, ready func(), changed func(Change)) error {
+func Watch(ctx context.Context, ns netns.NsHandle, ready func(), changed func(Change, syscall.NetlinkMessage)) error {
 	s, err := nl.SubscribeAt(ns, netns.None(), unix.NETLINK_ROUTE,
 		unix.RTNLGRP_LINK, unix.RTNLGRP_TC, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
 	if err != nil {
@@ -44,7 +45,7 @@ func Watch(ctx context.Context, ns netns.NsHandle, ready func(), changed func(Ch
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, unix.ENOBUFS):
-			changed(ChangeLost)
+			changed(ChangeLost, syscall.NetlinkMessage{})
 			continue
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
 			continue
@@ -55,7 +56,7 @@ func Watch(ctx context.Context, ns netns.NsHandle, ready func(), changed func(Ch
 		}
 		for _, m := range msgs {
 			if c, ok := classify(m.Header.Type); ok {
-				changed(c)
+				changed(c, m)
 			}
 		}
 	}
