@@ -64,7 +64,7 @@ func (a *agents) startOne(ctx context.Context, config *rest.Config, name string)
 	conditions := condition.New(condition.ByAPI(clients.CoreV1()), source, logr.Discard())
 	k := &memory{states: map[string]datapath.State{}}
 	loop, err := enforcer.New(enforcer.Options{
-		Source: source, Datapath: k, Qdiscs: k, Scan: func() (enforcer.Scan, error) { return k, nil }, Observer: conditions, Log: logr.Discard(),
+		Source: source, Datapath: k, Qdiscs: k, Scan: func(bool) (enforcer.Scan, error) { return k, nil }, Observer: conditions, Log: logr.Discard(),
 	})
 	if err != nil {
 		return err
