@@ -168,7 +168,7 @@ func startAgent(t *testing.T, config *rest.Config, name, advertise string, lease
 	}
 	a.Enforcer, err = enforcer.New(enforcer.Options{
 		Source: source, Datapath: open, Qdiscs: a.kernel, Observer: writer, Rivals: a.kernel, Log: logr.Discard(),
-		Scan: func() (enforcer.Scan, error) { return a.kernel, nil }, Resync: time.Second,
+		Scan: func(bool) (enforcer.Scan, error) { return a.kernel, nil }, Resync: time.Second,
 	})
 	must(t, err)
 	broadcaster := record.NewBroadcaster()
