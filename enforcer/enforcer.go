@@ -25,7 +25,8 @@ type Datapath interface {
 	Set(limit datapath.Limit) error
 	Remove(uid string) error
 	States() ([]datapath.State, error)
-	// Known is States without a look at hooks that were found as they should be.
+	// Known is States without counters and names of devices, and without a look at hooks that were found as they should
+	// be.
 	Known() ([]datapath.State, error)
 	Features() datapath.Features
 	// Disturbed reports, cheaply, whether somebody took our program off a device or went before it.
@@ -96,7 +97,8 @@ const (
 	lookInside = 5
 	// settle gathers events that come together, such as those of one CNI ADD, into one pass.
 	settle = 10 * time.Millisecond
-	// syncAtLeast is how long pods that start may keep the loop from looking at the devices where packets leave.
+	// syncAtLeast is how long the loop may put off a look at the devices where packets leave: after the last one, and
+	// for pods that start.
 	syncAtLeast = 500 * time.Millisecond
 	// minRetry and maxRetry bound the wait before a pod whose device is missing is looked for again without an event.
 	minRetry = 50 * time.Millisecond

@@ -229,6 +229,7 @@ func TestMissingDeviceIsRetriedWithBackoff(t *testing.T) {
 	w.network.found["10.0.0.11"] = found(11)
 	w.pass(DevicesChanged)
 	w.wantLimit("a", "10M", datapath.ModePacing)
+	w.pass(0) // the devices where packets leave are looked at after it
 	if wait := w.untilRetry(); wait < time.Second {
 		t.Errorf("loop wakes in %v with nothing to do", wait)
 	}
@@ -279,6 +280,7 @@ func TestVethsOfUnlimitedPods(t *testing.T) {
 	w.pod("host", "", "10.0.0.13").HostNetwork = true
 	w.pod("done", "", "10.0.0.14").Phase = corev1.PodFailed
 	w.pass(Resync)
+	w.clock = w.clock.Add(syncAtLeast)
 	w.pass(w.takeAsked())
 	if diff := cmp.Diff([]int{11, 12}, w.exits.veths); diff != "" {
 		t.Errorf("devices to pods (-want +got):\n%s", diff)

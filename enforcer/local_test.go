@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/kubepace/kubepace/bandwidth"
+	"github.com/kubepace/kubepace/enforcer/cni"
 	"github.com/kubepace/kubepace/enforcer/datapath"
 	"github.com/kubepace/kubepace/enforcer/device"
 	"github.com/kubepace/kubepace/enforcer/pods"
@@ -75,34 +76,75 @@ func TestPodThatHidesItsAddress(t *testing.T) {
 	w.wantReason("a", false, "no network namespace")
 }
 
+// TestPodThatEndsIsNotLookedForEverywhere: a pod whose network the runtime told of and took down is looked for by what
+// the runtime tells next; by its address among all namespaces only when everything is compared.
+func TestPodThatEndsIsNotLookedForEverywhere(t *testing.T) {
+	w := newWorld(t)
+	pod := w.pod("a", "10M", "10.0.0.11")
+	pod.Sandboxes = []cni.Sandbox{{Pod: pod.Pod, ID: "1", Netns: "a"}}
+	w.pass(Resync)
+	w.wantLimit("a", "10M", datapath.ModePacing)
+	found := w.network.found
+	w.network.found = map[string]device.Found{}
+	w.source.snapshot.Pods[0].Sandboxes = nil
+	w.pass(PodsChanged | DevicesChanged)
+	w.wantReason("a", false, "was taken down")
+	if q := w.network.asked; q.UID != pod.UID || !q.Left {
+		t.Errorf("looked for by %+v; want no search by address", q)
+	}
+	w.network.found = found
+	w.clock = w.clock.Add(maxRetry)
+	w.pass(Resync)
+	w.wantReason("a", true)
+	// A pod that nobody told of has nothing but its address.
+	w.pod("b", "10M", "10.0.0.12")
+	w.network.found = map[string]device.Found{}
+	w.pass(PodsChanged | DevicesChanged)
+	if q := w.network.asked; q.UID != "uid-b" || q.Left {
+		t.Errorf("looked for by %+v; want it by its address", q)
+	}
+}
+
 // TestPodsThatStartGoFirst: the devices where packets leave are looked at in the pass after, or soon enough.
 func TestPodsThatStartGoFirst(t *testing.T) {
 	w := newWorld(t)
 	w.pass(Resync)
-	if w.exits.syncs != 1 {
-		t.Fatalf("%d looks; want one at start", w.exits.syncs)
+	want := func(syncs int, owed bool, why string) {
+		t.Helper()
+		if soon := w.untilRetry() <= syncAtLeast; w.exits.syncs != syncs || soon != owed {
+			t.Errorf("%s: %d looks, next pass in %v; want %d, and one owed %v", why, w.exits.syncs, w.untilRetry(), syncs, owed)
+		}
 	}
+	want(1, false, "at start")
 	w.clock = w.clock.Add(syncAtLeast / 2)
+	w.pass(RoutesChanged)
+	want(1, true, "news soon after a look")
+	w.clock = w.clock.Add(syncAtLeast)
+	w.pass(0)
+	want(2, false, "what was put off")
+	w.clock = w.clock.Add(syncAtLeast)
+	w.pass(DevicesChanged)
+	want(3, false, "news after a while")
+	w.clock = w.clock.Add(syncAtLeast)
 	w.pod("a", "10M", "10.0.0.11")
 	w.pass(PodsChanged | RoutesChanged)
 	w.wantLimit("a", "10M", datapath.ModePacing)
-	if w.exits.syncs != 1 || w.takeAsked() == 0 {
-		t.Errorf("%d looks; want it put off, and another pass asked for", w.exits.syncs)
-	}
+	want(3, true, "a pod that starts")
 	w.exits.result.Exits = nil
-	w.pass(PodsChanged)
+	w.pass(0)
 	w.wantLimit("a", "10M", datapath.ModePolicing)
-	if w.exits.syncs != 2 || len(w.exits.veths) != 1 {
-		t.Errorf("%d looks, veths %v; want the one that was put off", w.exits.syncs, w.exits.veths)
+	want(4, false, "after it")
+	if len(w.exits.veths) != 1 {
+		t.Errorf("looked with veths %v; want the pod's", w.exits.veths)
 	}
-	for i := range 3 { // as many pods as there may be, not for ever
-		w.clock = w.clock.Add(syncAtLeast)
+	for i := range 5 { // as many pods as there may be, not for ever
+		w.clock = w.clock.Add(syncAtLeast / 2)
 		w.pod("b", "10M", "10.0.0.2"+string(rune('0'+i)))
 		w.pass(PodsChanged | RoutesChanged)
 	}
-	if w.exits.syncs != 5 {
-		t.Errorf("%d looks; want 5", w.exits.syncs)
-	}
+	want(5, true, "pods that start all the time")
+	w.pass(Resync)
+	want(6, false, "everything is compared")
 }
 
 // TestNothingToLookByIsNoHurry: a pod without address and result waits for news, not for the clock.

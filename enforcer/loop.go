@@ -37,8 +37,9 @@ type Enforcer struct {
 	exitsErr error
 	veths    []int
 	resyncs  int
-	placed   bool   // the latest search found devices of a pod to limit
-	unsynced Reason // why the exit devices are to be looked at, put off
+	placed   bool      // the latest search found devices of a pod to limit
+	unsynced Reason    // why the exit devices are to be looked at, put off
+	owedAt   time.Time // since when
 	syncedAt time.Time
 	first    bool            // a pass has been made
 	failed   bool            // the latest pass could not do its work
@@ -71,15 +72,16 @@ func (r Reason) has(what Reason) bool { return r&what != 0 }
 
 // podState is what the loop remembers of one pod from pass to pass.
 type podState struct {
-	query   device.Query
-	found   device.Found
-	err     error // of the latest search
-	retry   time.Time
-	delay   time.Duration
-	verdict Verdict
-	since   time.Time // of the verdict
-	told    bool      // the observer knows the verdict
-	logged  bool
+	query     device.Query
+	found     device.Found
+	err       error // of the latest search
+	retry     time.Time
+	delay     time.Duration
+	announced bool // the runtime told of the pod's network when it was there
+	verdict   Verdict
+	since     time.Time // of the verdict
+	told      bool      // the observer knows the verdict
+	logged    bool
 
 	set      bool      // by this agent
 	repaired time.Time // when our program was last put back or brought to the front
@@ -162,6 +164,9 @@ func (e *Enforcer) untilRetry() time.Duration {
 		if p.logged != p.told && p.verdict.Origin != pods.OriginCNI { // the observer is told after a while
 			wait = min(wait, p.since.Add(grace).Sub(now))
 		}
+	}
+	if e.unsynced != 0 {
+		wait = min(wait, e.syncedAt.Add(syncAtLeast).Sub(now))
 	}
 	if e.lookOwed {
 		wait = min(wait, e.lookedAt.Add(lookEvery).Sub(now))

@@ -49,12 +49,14 @@ func (e *Enforcer) locate(snapshot pods.Snapshot, reason Reason) error {
 		if p.err != nil && now.Before(p.retry) {
 			continue
 		}
+		query.Left = p.announced && !reason.has(Resync)
 		found, err := scan.Find(query)
 		if current && device.Temporary(err) {
 			continue // the pod changed its addresses, or another took one: what was found still leads out of the pod
 		}
 		e.placed = e.placed || err == nil && pod.Limited() && !slices.Equal(found.Devices, p.found.Devices)
 		p.query, p.found, p.err = query, found, err
+		p.announced = p.announced || err == nil && len(query.Sandboxes) > 0
 		p.schedule(now)
 	}
 	return nil
@@ -92,12 +94,17 @@ func (e *Enforcer) syncQdiscs(reason Reason) {
 	if e.first && !reason.has(Resync|DevicesChanged|RoutesChanged|QdiscsChanged) && slices.Equal(veths, e.veths) {
 		return
 	}
-	// Pods that start now go first: each of the kernel's lists is waited for while others add devices.
+	// Each look takes the kernel's lists, which are waited for while others add devices: not in each pass of many, and
+	// after the pods that start now.
 	now := e.now()
-	if e.first && e.placed && !reason.has(Resync) && now.Sub(e.syncedAt) < syncAtLeast {
-		e.unsynced = reason
-		e.Poke(PodsChanged)
-		return
+	if e.first && !reason.has(Resync) {
+		if e.unsynced == 0 {
+			e.owedAt = now
+		}
+		if now.Sub(e.syncedAt) < syncAtLeast || e.placed && now.Sub(e.owedAt) < syncAtLeast {
+			e.unsynced = reason
+			return
+		}
 	}
 	e.syncedAt, e.unsynced = now, 0
 	e.exits, e.exitsErr = e.opts.Qdiscs.Sync(veths)

@@ -97,11 +97,16 @@ func (x *exits) Sync(veths []int) (qdisc.Result, error) {
 type network struct {
 	found map[string]device.Found
 	finds int
+	asked device.Query // latest
 	err   error
 }
 
 func (n *network) Find(q device.Query) (device.Found, error) {
 	n.finds++
+	n.asked = q
+	if q.Left {
+		return device.Found{}, &device.NotFoundError{Dir: "/netns", Left: true}
+	}
 	for _, ip := range q.IPs {
 		if f, ok := n.found[ip.String()]; ok {
 			return f, n.err

@@ -5,6 +5,8 @@ package datapath
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -209,7 +211,7 @@ func (d *Datapath) setDevice(e *entry, ifindex int) error {
 		}
 	}
 	record, known := e.devices[ifindex]
-	at := d.look(ifindex)
+	at := d.lookBefore(ifindex, known)
 	if known && at.first() {
 		return nil
 	}
@@ -246,6 +248,17 @@ func (d *Datapath) setDevice(e *entry, ifindex int) error {
 	}
 	d.log.V(1).Info("attached", "pod", e.identity.String(), "ifindex", ifindex, "hook", string(a.hook))
 	return nil
+}
+
+// lookBefore is look for a device that is to be set. On one that is new, without a pin, there is nothing of ours where we
+// attach by tcx, and to list its filters would wait for the kernel's lock of all network configuration.
+func (d *Datapath) lookBefore(ifindex int, known bool) position {
+	if !known && d.polled() {
+		if _, err := os.Lstat(d.pins.link(ifindex)); errors.Is(err, fs.ErrNotExist) {
+			return position{}
+		}
+	}
+	return d.look(ifindex)
 }
 
 func (d *Datapath) dropDevice(e *entry, ifindex int) error {
@@ -324,12 +337,12 @@ func (d *Datapath) States() ([]State, error) {
 			return position{hook: HookTCX}
 		}
 		return d.look(ifindex)
-	})
+	}, whole)
 }
 
-// Known is States without a look at the hooks that were found as they should be: with tcx each such look waits for the
-// kernel's lock of all network configuration, which on a node where many pods start at once takes longer than all else.
-// Disturbed finds what happened to them meanwhile.
+// Known is States without counters and names of devices, and without a look at the hooks that were found as they should
+// be: with tcx each such look waits for the kernel's lock of all network configuration, which on a node where many pods
+// start at once takes longer than all else. Disturbed finds what happened to them meanwhile.
 func (d *Datapath) Known() ([]State, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -338,7 +351,7 @@ func (d *Datapath) Known() ([]State, error) {
 			return position{hook: HookTCX}
 		}
 		return d.look(ifindex)
-	})
+	}, brief)
 }
 
 // UIDs of all pods that have state in the kernel, sorted.

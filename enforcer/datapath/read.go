@@ -49,19 +49,28 @@ func Read(bpffs string) ([]State, error) {
 		defer m.Close()
 		*to = m
 	}
-	return readStates(&maps, func(ifindex int) position { return positionOf(p, ifindex) })
+	return readStates(&maps, func(ifindex int) position { return positionOf(p, ifindex) }, whole)
 }
 
-func readStates(maps *bpf.EgressMaps, look func(ifindex int) position) ([]State, error) {
+// How much of a state is read: not by every pass of the loop what it does not compare.
+const (
+	brief = false // no counters and no names of devices
+	whole = true
+)
+
+func readStates(maps *bpf.EgressMaps, look func(ifindex int) position, all bool) ([]State, error) {
 	devices, err := readDevices(maps.KubepaceDevices)
 	if err != nil {
 		return nil, err
 	}
-	name, done, err := deviceNames()
-	if err != nil {
-		return nil, err
+	name := func(int) string { return "" }
+	if all {
+		var done func()
+		if name, done, err = deviceNames(); err != nil {
+			return nil, err
+		}
+		defer done()
 	}
-	defer done()
 	bySlot := map[uint32][]Device{}
 	for ifindex, record := range devices {
 		at := look(ifindex)
@@ -80,9 +89,11 @@ func readStates(maps *bpf.EgressMaps, look func(ifindex int) position) ([]State,
 	if err != nil {
 		return nil, fmt.Errorf("read limits: %w", err)
 	}
-	clocks, err := first[bpf.EgressPacePod](maps.KubepacePods, used)
-	if err != nil {
-		return nil, fmt.Errorf("read clocks: %w", err)
+	clocks := make([]bpf.EgressPacePod, used)
+	if all {
+		if clocks, err = first[bpf.EgressPacePod](maps.KubepacePods, used); err != nil {
+			return nil, fmt.Errorf("read clocks: %w", err)
+		}
 	}
 	states := make([]State, len(slots))
 	for i, slot := range slots {

@@ -32,9 +32,12 @@ type Query struct {
 	Netns     string // path
 	Sandboxes []cni.Sandbox
 	IPs       []netip.Addr
+	// Left: the runtime told of the pod's network when it was there. If it makes another it tells of that as well: IPs
+	// are not looked for, which takes a look into every namespace, for each pod that has just ended.
+	Left bool
 }
 
-// Equal reports whether two queries ask the same.
+// Equal reports whether two queries ask for the same pod by the same.
 func (q Query) Equal(o Query) bool {
 	return q.UID == o.UID && q.Netns == o.Netns && slices.Equal(q.IPs, o.IPs) && slices.EqualFunc(q.Sandboxes, o.Sandboxes, cni.Sandbox.Equal)
 }
@@ -194,7 +197,7 @@ func (s *Scan) Find(q Query) (Found, error) {
 			return found, err
 		}
 		byIP, ipErr := s.findByIP(q)
-		if ipErr != nil && len(q.Sandboxes) > 0 && len(q.IPs) == 0 {
+		if ipErr != nil && len(q.Sandboxes) > 0 && (len(q.IPs) == 0 || q.Left) {
 			return Found{}, err
 		}
 		return byIP, ipErr
@@ -211,8 +214,8 @@ func (s *Scan) Find(q Query) (Found, error) {
 }
 
 func (s *Scan) findByIP(q Query) (Found, error) {
-	if len(q.IPs) == 0 {
-		return Found{}, &NotFoundError{Dir: s.finder.dir}
+	if len(q.IPs) == 0 || q.Left {
+		return Found{}, &NotFoundError{Dir: s.finder.dir, Left: q.Left}
 	}
 	if s.byIP == nil {
 		if err := s.index(); err != nil {
@@ -318,8 +321,11 @@ func (s *Scan) peers(ns *namespace) (Found, error) {
 		var host Link
 		ok := isPair(inside, ours)
 		if ok {
-			if host, ok, err = s.now(inside.Peer); err != nil {
-				return Found{}, err
+			// What is known is enough where it agrees with what the pod's end says now.
+			if host = s.links[inside.Peer]; !isPair(host, theirs) || host.Peer != inside.Index {
+				if host, ok, err = s.now(inside.Peer); err != nil {
+					return Found{}, err
+				}
 			}
 		}
 		switch {

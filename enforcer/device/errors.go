@@ -18,12 +18,15 @@ type NotFoundError struct {
 	IPs   []netip.Addr // the addresses that were asked for
 	Dir   string       // where they were looked for
 	Err   error        // of opening Netns; may be nil
+	Left  bool         // it was there
 }
 
 func (e *NotFoundError) Error() string {
 	switch {
 	case e.Netns != "" && e.Err != nil:
 		return fmt.Sprintf("network namespace %s: %v", e.Netns, e.Err)
+	case len(e.IPs) == 0 && e.Left:
+		return "the pod's network was taken down, and the container runtime has told of no other"
 	case len(e.IPs) == 0:
 		return "the pod has no address yet"
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"reflect"
 	"sort"
+	"sync"
 	"sync/atomic"
 
 	"github.com/go-logr/logr"
@@ -32,6 +33,11 @@ type APIServer struct {
 	log     logr.Logger
 	changes signal
 	synced  atomic.Bool
+	version atomic.Uint64 // counts what changed in the cache
+
+	mu     sync.Mutex
+	latest Snapshot // of a version
+	taken  uint64   // that version, plus one; 0: none
 }
 
 var _ Source = (*APIServer)(nil)
@@ -126,13 +132,20 @@ func (a *APIServer) watch(ctx context.Context) error {
 		return fmt.Errorf("watch pods: %w", err)
 	}
 	handler, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { a.changes.notify() },
+		AddFunc: func(any) {
+			a.version.Add(1)
+			a.changes.notify()
+		},
 		UpdateFunc: func(before, now any) {
+			a.version.Add(1)
 			if matters(before, now) {
 				a.changes.notify()
 			}
 		},
-		DeleteFunc: func(any) { a.changes.notify() },
+		DeleteFunc: func(any) {
+			a.version.Add(1)
+			a.changes.notify()
+		},
 	})
 	if err != nil {
 		return fmt.Errorf("watch pods: add handler: %w", err)
@@ -150,6 +163,12 @@ func (a *APIServer) Snapshot() Snapshot {
 	if !a.synced.Load() {
 		return Snapshot{}
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	version := a.version.Load() // before the list: what comes meanwhile is listed again
+	if a.taken == version+1 {
+		return a.latest
+	}
 	var list corev1.PodList
 	if err := a.cache.List(context.Background(), &list, client.UnsafeDisableDeepCopy); err != nil {
 		return Snapshot{Problems: []error{fmt.Errorf("list pods: %w", err)}}
@@ -166,6 +185,7 @@ func (a *APIServer) Snapshot() Snapshot {
 		s.Pods = append(s.Pods, p)
 	}
 	sort.Slice(s.Pods, func(i, j int) bool { return less(s.Pods[i], s.Pods[j]) })
+	a.latest, a.taken = s, version+1
 	return s
 }
 

@@ -91,7 +91,10 @@ func mergeLocal(s Snapshot, view *cni.View, alive func(netns string) bool) Snaps
 	}
 	if alive != nil {
 		for _, uid := range view.UIDs() {
-			if pod, ok := unknown(view.Sandboxes(uid), alive); ok && !taken[uid] {
+			if taken[uid] {
+				continue // it is not asked, 250 times in every pass, whether a namespace lives
+			}
+			if pod, ok := unknown(view.Sandboxes(uid), alive); ok {
 				merged.Pods = append(merged.Pods, pod)
 			}
 		}

@@ -41,8 +41,13 @@ func (s *Scanner) Close() { s.conn.Close() }
 // leave the node.
 func (s *Scanner) Look(devices, exits []int) (map[int]Rival, error) {
 	n := node{conn: s.conn}
-	if len(devices) > askOneByOne {
-		if err := n.list(); err != nil {
+	if len(devices) > few {
+		if err := n.listQdiscs(); err != nil {
+			return nil, err
+		}
+	}
+	if len(devices) > many {
+		if err := n.listLinks(); err != nil {
 			return nil, err
 		}
 	}
@@ -78,35 +83,37 @@ func (s *Scanner) Look(devices, exits []int) (map[int]Rival, error) {
 	return found, errors.Join(errs...)
 }
 
-// askOneByOne is for how many devices the kernel is asked one by one: on a node full of pods its lists take as long as
-// two dozen questions, and its lock of all network configuration as often.
-const askOneByOne = 16
+// Of few devices the kernel is asked one by one, of many it lists all: on a node full of pods its list of qdiscs takes
+// as long as a few questions, that of devices as long as dozens, and its lock of all network configuration as often.
+const few, many = 3, 64
 
-// node is the node's devices and their qdiscs, once they are listed.
+// node is the node's devices and their qdiscs, where they were listed.
 type node struct {
 	conn  *rtnl.Conn
 	links map[int]netlink.Link // nil: not listed
-	roots map[int]string       // kind of the root qdisc
+	roots map[int]string       // kind of the root qdisc; nil: qdiscs were not listed
 	hooks map[int]bool         // has an ingress or clsact qdisc
 }
 
-func (n *node) list() error {
-	if n.links != nil {
-		return nil
-	}
-	links, err := rtnl.Dump(n.conn.LinkList)
+func (n *node) listLinks() error {
+	list, err := rtnl.Dump(n.conn.LinkList)
 	if err != nil {
 		return fmt.Errorf("list devices: %w", err)
 	}
-	qdiscs, err := rtnl.Dump(func() ([]netlink.Qdisc, error) { return n.conn.QdiscList(nil) })
+	n.links = make(map[int]netlink.Link, len(list))
+	for _, l := range list {
+		n.links[l.Attrs().Index] = l
+	}
+	return nil
+}
+
+func (n *node) listQdiscs() error {
+	list, err := rtnl.Dump(func() ([]netlink.Qdisc, error) { return n.conn.QdiscList(nil) })
 	if err != nil {
 		return fmt.Errorf("list qdiscs: %w", err)
 	}
-	n.links, n.roots, n.hooks = map[int]netlink.Link{}, map[int]string{}, map[int]bool{}
-	for _, l := range links {
-		n.links[l.Attrs().Index] = l
-	}
-	for _, q := range qdiscs {
+	n.roots, n.hooks = map[int]string{}, map[int]bool{}
+	for _, q := range list {
 		switch a := q.Attrs(); a.Parent {
 		case netlink.HANDLE_ROOT:
 			n.roots[a.LinkIndex] = q.Type()
@@ -119,7 +126,7 @@ func (n *node) list() error {
 
 // link is nil where the device is gone.
 func (n *node) link(index int) (netlink.Link, error) {
-	if n.links != nil {
+	if n.links != nil || index <= 0 { // 0: what a redirect to a device that is gone has
 		return n.links[index], nil
 	}
 	l, err := n.conn.LinkByIndex(index)
@@ -134,7 +141,7 @@ func (n *node) link(index int) (netlink.Link, error) {
 
 // filters are those at a device's ingress; none where it has no hook for them, or is gone.
 func (n *node) filters(index int) ([]netlink.Filter, error) {
-	if n.links != nil && !n.hooks[index] {
+	if n.roots != nil && !n.hooks[index] {
 		return nil, nil
 	}
 	list, err := rtnl.Dump(func() ([]netlink.Filter, error) {
@@ -151,6 +158,7 @@ func (n *node) filters(index int) ([]netlink.Filter, error) {
 
 // add looks at the filters of one device.
 func (n *node) add(f *Facts, filters []netlink.Filter) error {
+	var err error
 	var errs []error
 	for _, filter := range filters {
 		if b, ok := filter.(*netlink.BpfFilter); ok && b.Name != "" {
@@ -160,8 +168,8 @@ func (n *node) add(f *Facts, filters []netlink.Filter) error {
 			switch a := action.(type) {
 			case *netlink.MirredAction:
 				if a.MirredAction == netlink.TCA_EGRESS_REDIR && f.Redirect == nil {
-					errs = append(errs, n.list()) // the kernel does not answer for the root qdisc of one device
-					f.Redirect = n.redirect(a.Ifindex)
+					f.Redirect, err = n.redirect(a.Ifindex)
+					errs = append(errs, err)
 				}
 			case *netlink.PoliceAction:
 				f.Policer = "police of filter " + filter.Type()
@@ -172,12 +180,15 @@ func (n *node) add(f *Facts, filters []netlink.Filter) error {
 }
 
 // redirect is what packets meet on a device that they are sent to; nil where it is gone.
-func (n *node) redirect(index int) *Redirect {
-	target, ok := n.links[index]
-	if !ok {
-		return nil
+func (n *node) redirect(index int) (*Redirect, error) {
+	target, err := n.link(index)
+	if target == nil {
+		return nil, err
 	}
-	return &Redirect{Device: target.Attrs().Name, Type: target.Type(), Qdisc: n.roots[index]}
+	if n.roots == nil { // the kernel does not answer for the root qdisc of one device
+		err = n.listQdiscs()
+	}
+	return &Redirect{Device: target.Attrs().Name, Type: target.Type(), Qdisc: n.roots[index]}, err
 }
 
 func actions(filter netlink.Filter) []netlink.Action {

@@ -102,8 +102,8 @@ func (l *lab) redirect(from, to int, priority uint16) *netlink.U32 {
 
 func (l *lab) want(device int, exits []int, who string) {
 	l.Helper()
-	few := []int{device, 9999}
-	for _, devices := range [][]int{few, slices.Repeat(few, askOneByOne)} { // asked one by one, and listed
+	two := []int{device, 9999}
+	for _, devices := range [][]int{two, slices.Repeat(two, few), slices.Repeat(two, many)} { // asked one by one; qdiscs listed; all listed
 		found, err := l.scanner.Look(devices, exits)
 		l.must(err, "look")
 		if r := found[device]; r.Who != who || len(found) > 1 {
