@@ -27,13 +27,14 @@ type plan struct {
 	latencyLimits   []int64
 	neighbourRounds int  // of an unlimited pod's ping beside a limited one; 0 for none
 	costs           bool // of a packet by itself, in the virtual machine as well
+	closeOnes       bool // are measured again
 }
 
 func fullPlan() plan {
 	return plan{
 		mode: "full", limits: []int64{10e6, 100e6}, ccs: []string{"cubic", "bbr"}, flows: []int{1, 8, 64},
 		paths: result.Paths, variants: result.Variants, duration: 10 * time.Second,
-		rounds: 5, latencyLimits: []int64{10e6, 100e6, 500e6}, neighbourRounds: 5, costs: true,
+		rounds: 5, latencyLimits: []int64{10e6, 100e6, 500e6}, neighbourRounds: 5, costs: true, closeOnes: true,
 	}
 }
 
@@ -41,7 +42,8 @@ func fullPlan() plan {
 func quickPlan() plan {
 	p := fullPlan()
 	p.mode, p.ccs, p.flows, p.paths = "quick", []string{"cubic"}, []int{1, 8}, []result.Path{result.Straight}
-	p.duration, p.latencyLimits, p.rounds, p.neighbourRounds, p.costs = 4*time.Second, []int64{10e6}, 3, 1, false
+	p.duration, p.latencyLimits, p.rounds, p.neighbourRounds = 4*time.Second, []int64{10e6}, 3, 1
+	p.costs, p.closeOnes = false, false
 	return p
 }
 

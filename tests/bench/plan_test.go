@@ -87,3 +87,19 @@ func TestChooseRefuses(t *testing.T) {
 		}
 	}
 }
+
+// TestCloseOnes: what is as close as two runs of the same are, either way round.
+func TestCloseOnes(t *testing.T) {
+	for _, c := range []struct {
+		a, b float64
+		want bool
+	}{{4.9, 4.7, true}, {4.7, 4.9, true}, {10, 10, true}, {10, 9.3, false}, {9.3, 10, false}} {
+		if got := isClose(c.a, c.b); got != c.want {
+			t.Errorf("isClose(%v, %v) = %v", c.a, c.b, got)
+		}
+	}
+	values := []float64{5, 4, 4.5}
+	if got := median(values); got != 4.5 || values[0] != 5 {
+		t.Errorf("median %v of %v; want 4.5, and the order kept", got, values)
+	}
+}

@@ -86,6 +86,8 @@ type Case struct {
 	// CPUSecondsPerGB is the processor time of the whole machine (senders, receiver, meter, ping and background
 	// included) for each 10^9 bytes on the wire.
 	CPUSecondsPerGB float64 `json:"cpu_s_per_gb"`
+	// CPURounds are the measurements that CPUSecondsPerGB is the median of; empty where there was one.
+	CPURounds []float64 `json:"cpu_s_per_gb_rounds,omitempty"`
 	// SegmentsPerPacket is the mean size of what passed through the node, in segments: TSO packets that losses or short
 	// queues keep small cost more processor time.
 	SegmentsPerPacket float64 `json:"segments_per_packet"`
