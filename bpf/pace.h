@@ -282,10 +282,10 @@ static __always_inline __u64 pace_target_ns(const struct pace_limit *l, __u64 n,
  * together gets fewer acknowledgements for them, and so sends fewer and larger
  * packets next.
  *
- * Where a GSO packet takes less than the longest batch, no two batches are
- * equally long: half to two and a half of them. TCP splits what it has in
- * store at what one acknowledgement frees, and with equal batches it splits at
- * the same place for ever, where one packet could have left instead of two.
+ * Lengths are scattered, from half to two and a half GSO packets, up to the
+ * longest: TCP splits what it has in store at what one acknowledgement frees,
+ * and with equal batches it splits at the same place for ever, where one packet
+ * could have left instead of two.
  */
 static __always_inline __u64 pace_batch(struct pace_pod *p,
 					const struct pace_limit *l, __u64 clock,

@@ -96,6 +96,12 @@ func TestPodThatEndsIsNotLookedForEverywhere(t *testing.T) {
 	w.clock = w.clock.Add(maxRetry)
 	w.pass(Resync)
 	w.wantReason("a", true)
+	// Found by its address, it is looked for by that again.
+	w.network.found = map[string]device.Found{}
+	w.pass(DevicesChanged)
+	if q := w.network.asked; q.Left {
+		t.Errorf("looked for by %+v; want its address among it", q)
+	}
 	// A pod that nobody told of has nothing but its address.
 	w.pod("b", "10M", "10.0.0.12")
 	w.network.found = map[string]device.Found{}
@@ -139,12 +145,25 @@ func TestPodsThatStartGoFirst(t *testing.T) {
 	}
 	for i := range 5 { // as many pods as there may be, not for ever
 		w.clock = w.clock.Add(syncAtLeast / 2)
-		w.pod("b", "10M", "10.0.0.2"+string(rune('0'+i)))
+		w.pod("b"+string(rune('0'+i)), "10M", "10.0.0.2"+string(rune('0'+i)))
 		w.pass(PodsChanged | RoutesChanged)
 	}
 	want(5, true, "pods that start all the time")
 	w.pass(Resync)
 	want(6, false, "everything is compared")
+	w.clock = w.clock.Add(syncAtLeast)
+	w.pod("late", "10M", "10.0.0.41")
+	w.pass(0) // without news: by the clock
+	want(6, true, "a pod that was looked for again")
+	w.pass(0)
+	want(7, false, "after it")
+	w.clock = w.clock.Add(syncAtLeast)
+	w.pod("short", "10M", "10.0.0.42")
+	w.pass(PodsChanged)
+	want(7, true, "a pod that starts and ends")
+	w.source.snapshot.Pods = w.source.snapshot.Pods[:len(w.source.snapshot.Pods)-1]
+	w.pass(PodsChanged)
+	want(7, false, "all is as it was")
 }
 
 // TestNothingToLookByIsNoHurry: a pod without address and result waits for news, not for the clock.

@@ -72,16 +72,16 @@ func (r Reason) has(what Reason) bool { return r&what != 0 }
 
 // podState is what the loop remembers of one pod from pass to pass.
 type podState struct {
-	query     device.Query
-	found     device.Found
-	err       error // of the latest search
-	retry     time.Time
-	delay     time.Duration
-	announced bool // the runtime told of the pod's network when it was there
-	verdict   Verdict
-	since     time.Time // of the verdict
-	told      bool      // the observer knows the verdict
-	logged    bool
+	query   device.Query
+	found   device.Found
+	err     error // of the latest search
+	retry   time.Time
+	delay   time.Duration
+	seen    bool // the runtime told of the pod's network when it was there
+	verdict Verdict
+	since   time.Time // of the verdict
+	told    bool      // the observer knows the verdict
+	logged  bool
 
 	set      bool      // by this agent
 	repaired time.Time // when our program was last put back or brought to the front

@@ -39,7 +39,8 @@ func (e *Enforcer) locate(snapshot pods.Snapshot, reason Reason) error {
 		}
 		query := device.Query{UID: pod.UID, Netns: pod.Netns, Sandboxes: pod.Sandboxes, IPs: pod.IPs}
 		same := query.Equal(p.query)
-		current := same && p.err == nil && scan.Current(p.found.Devices)
+		there := p.err == nil && scan.Current(p.found.Devices)
+		current := same && there
 		if current && (!reason.has(Resync) || e.resyncs%lookInside != 0) {
 			continue
 		}
@@ -49,14 +50,16 @@ func (e *Enforcer) locate(snapshot pods.Snapshot, reason Reason) error {
 		if p.err != nil && now.Before(p.retry) {
 			continue
 		}
-		query.Left = p.announced && !reason.has(Resync)
+		query.Left = p.seen && !there && !reason.has(Resync)
 		found, err := scan.Find(query)
 		if current && device.Temporary(err) {
 			continue // the pod changed its addresses, or another took one: what was found still leads out of the pod
 		}
 		e.placed = e.placed || err == nil && pod.Limited() && !slices.Equal(found.Devices, p.found.Devices)
 		p.query, p.found, p.err = query, found, err
-		p.announced = p.announced || err == nil && len(query.Sandboxes) > 0
+		if err == nil {
+			p.seen = found.Told
+		}
 		p.schedule(now)
 	}
 	return nil
@@ -92,6 +95,7 @@ func (e *Enforcer) syncQdiscs(reason Reason) {
 	slices.Sort(veths)
 	reason |= e.unsynced
 	if e.first && !reason.has(Resync|DevicesChanged|RoutesChanged|QdiscsChanged) && slices.Equal(veths, e.veths) {
+		e.unsynced = 0
 		return
 	}
 	// Each look takes the kernel's lists, which are waited for while others add devices: not in each pass of many, and
@@ -102,7 +106,7 @@ func (e *Enforcer) syncQdiscs(reason Reason) {
 			e.owedAt = now
 		}
 		if now.Sub(e.syncedAt) < syncAtLeast || e.placed && now.Sub(e.owedAt) < syncAtLeast {
-			e.unsynced = reason
+			e.unsynced = reason | PodsChanged // never none
 			return
 		}
 	}

@@ -22,7 +22,7 @@ func (e *Enforcer) WatchNode(ctx context.Context, f *device.Finder) error {
 			e.Poke(RoutesChanged)
 		case rtnl.ChangeTC:
 			e.Poke(QdiscsChanged)
-		case rtnl.ChangeLost:
+		case rtnl.ChangeLost, rtnl.ChangeWhole:
 			e.Poke(everything)
 		}
 	})

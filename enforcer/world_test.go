@@ -109,6 +109,7 @@ func (n *network) Find(q device.Query) (device.Found, error) {
 	}
 	for _, ip := range q.IPs {
 		if f, ok := n.found[ip.String()]; ok {
+			f.Told = len(q.Sandboxes) > 0
 			return f, n.err
 		}
 	}

@@ -48,6 +48,8 @@ type Found struct {
 	Devices []Link
 	// Unheld are interfaces of the pod that lead elsewhere and cannot be held, such as "net1 (macvlan)".
 	Unheld []string
+	// Told: they were found by what the container runtime told of the pod's network.
+	Told bool
 }
 
 // Link is one host-side device and what tells it from a later one with the same ifindex or name.

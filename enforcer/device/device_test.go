@@ -34,6 +34,9 @@ func (n *node) find(q Query) ([]string, Found, error) {
 	n.must(err, "scan")
 	defer s.Close()
 	found, err := s.Find(q)
+	if found.Told {
+		n.t.Errorf("%+v: told, and there are no results", found)
+	}
 	var names []string
 	for _, d := range found.Devices {
 		names = append(names, d.Name)

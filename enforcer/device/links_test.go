@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"sync"
 	"testing"
 	"time"
 
@@ -118,6 +119,61 @@ func TestFoundByNoticesIsCurrent(t *testing.T) {
 				t.Error("a deleted device is current")
 			}
 		})
+	})
+}
+
+// TestNoticesThatRanOver: the kernel tells once that it drops notices, and goes on dropping until all are read.
+func TestNoticesThatRanOver(t *testing.T) {
+	inNode(t, func(n *node) {
+		finder, err := NewFinder(n.dir)
+		n.must(err, "new finder")
+		defer finder.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		ready, ended, whole := make(chan struct{}), make(chan error, 1), make(chan struct{})
+		hold, lost := make(chan struct{}), make(chan struct{}, 1)
+		var once sync.Once
+		go func() {
+			ended <- finder.WatchNode(ctx, func() { close(ready) }, func(c rtnl.Change) {
+				switch c {
+				case rtnl.ChangeLink:
+					<-hold
+				case rtnl.ChangeLost:
+					lost <- struct{}{}
+					time.Sleep(100 * time.Millisecond) // the queue is not read meanwhile
+				case rtnl.ChangeWhole:
+					once.Do(func() { close(whole) })
+				}
+			})
+		}()
+		<-ready
+		n.scan(finder, false)
+		n.must(netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "busy"}}), "add device")
+		busy, err := netlink.LinkByName("busy")
+		n.must(err, "find device")
+		for i := range 3000 {
+			n.must(netlink.LinkSetMTU(busy, 1400+i%100), "change device")
+		}
+		close(hold)
+		<-lost
+		n.scan(finder, false)
+		n.must(netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "unseen"}}), "add a device of which nobody is told")
+		if got, want := n.scan(finder, false).links, n.scan(finder, true).links; !maps.Equal(got, want) {
+			t.Errorf("while notices are lost: known %v\nlisted %v", got, want)
+		}
+		select {
+		case <-whole:
+		case <-ctx.Done():
+			t.Error("never told that notices are whole again")
+		}
+		if !finder.links.watched {
+			t.Error("devices are listed for ever after")
+		}
+		if got, want := n.scan(finder, false).links, n.scan(finder, true).links; !maps.Equal(got, want) {
+			t.Errorf("by notices %v\nlisted %v", got, want)
+		}
+		cancel()
+		n.must(<-ended, "watch")
 	})
 }
 

@@ -23,6 +23,7 @@ func (s *Scan) findBySandbox(sandboxes []cni.Sandbox) (Found, error) {
 	for i, sandbox := range sandboxes {
 		found, err := s.inSandbox(sandbox)
 		if !stale(err) {
+			found.Told = err == nil
 			return found, err
 		}
 		if i == 0 {

@@ -28,7 +28,9 @@ func (f *Finder) WatchNode(ctx context.Context, ready func(), changed func(rtnl.
 		case rtnl.ChangeLink:
 			f.links.note(message)
 		case rtnl.ChangeLost:
-			f.links.lose()
+			f.links.watch(false)
+		case rtnl.ChangeWhole:
+			f.links.watch(true)
 		}
 		changed(c)
 	})

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
@@ -20,7 +21,15 @@ const (
 	ChangeLink  Change = iota // devices came, went or changed
 	ChangeRoute               // routes of either family
 	ChangeTC                  // qdiscs and filters
-	ChangeLost                // the kernel dropped notices: anything may have changed
+	ChangeLost                // the kernel drops notices: anything may have changed, and more may until ChangeWhole
+	ChangeWhole               // no notice is lost from now on; what was before may have been
+)
+
+const (
+	// receiveBuffer holds the notices of some hundred pods that start at once, in bytes as the kernel counts them.
+	receiveBuffer = 1 << 20
+	// emptyAfter is how long a queue that ran over is waited on until it counts as empty.
+	emptyAfter = 20 * time.Millisecond
 )
 
 // Watch calls changed for each change of devices, routes, qdiscs and filters in ns, from one goroutine, until ctx
@@ -38,16 +47,36 @@ func Watch(ctx context.Context, ns netns.NsHandle, ready func(), changed func(Ch
 			s.Close()
 		}
 	}()
+	if err := s.SetReceiveBufferSize(receiveBuffer, true); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("set receive buffer of netlink socket: %w", err)
+	}
 	ready()
+	lossy := false
 	for {
 		msgs, from, err := s.Receive()
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, unix.ENOBUFS):
+			// The kernel says so once, and then drops in silence until the queue is empty.
+			lossy = true
+			err = s.SetReceiveTimeout(&unix.Timeval{Usec: emptyAfter.Microseconds()})
 			changed(ChangeLost, syscall.NetlinkMessage{})
+			if err != nil && ctx.Err() == nil {
+				return fmt.Errorf("set timeout of netlink socket: %w", err)
+			}
 			continue
-		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
+		case errors.Is(err, unix.EAGAIN):
+			if lossy {
+				lossy = false
+				err = s.SetReceiveTimeout(&unix.Timeval{})
+				changed(ChangeWhole, syscall.NetlinkMessage{})
+				if err != nil && ctx.Err() == nil {
+					return fmt.Errorf("set timeout of netlink socket: %w", err)
+				}
+			}
+			continue
+		case errors.Is(err, unix.EINTR):
 			continue
 		case err != nil:
 			return fmt.Errorf("receive netlink notice: %w", err)
