@@ -85,8 +85,14 @@ func TestPodThatEndsIsNotLookedForEverywhere(t *testing.T) {
 	w.pass(Resync)
 	w.wantLimit("a", "10M", datapath.ModePacing)
 	found := w.network.found
-	w.network.found = map[string]device.Found{}
 	w.source.snapshot.Pods[0].Sandboxes = nil
+	finds := w.network.finds
+	w.pass(PodsChanged) // before the device goes or after it, as the runtime pleases
+	w.wantReason("a", true)
+	if w.network.finds != finds {
+		t.Error("looked for a pod whose devices are there, by nothing new")
+	}
+	w.network.found = map[string]device.Found{}
 	w.pass(PodsChanged | DevicesChanged)
 	w.wantReason("a", false, "was taken down")
 	if q := w.network.asked; q.UID != pod.UID || !q.Left {

@@ -41,6 +41,10 @@ func (e *Enforcer) locate(snapshot pods.Snapshot, reason Reason) error {
 		same := query.Equal(p.query)
 		there := p.err == nil && scan.Current(p.found.Devices)
 		current := same && there
+		// What the runtime told is taken back at the end of the pod's network: nobody is told where else to look.
+		if there && p.seen && len(query.Sandboxes) == 0 && query.Netns == p.query.Netns && slices.Equal(query.IPs, p.query.IPs) {
+			p.query, current = query, true
+		}
 		if current && (!reason.has(Resync) || e.resyncs%lookInside != 0) {
 			continue
 		}

@@ -164,12 +164,12 @@ func (c *churn) live(ctx context.Context, i int) (err error) {
 	if err != nil {
 		return err
 	}
+	defer os.Remove(c.w.resultFile(p)) // after the network, as libcni does
 	defer func() { err = errors.Join(err, p.Close()) }()
 	if err := c.w.result(p, string(bound.UID)); err != nil {
 		return err
 	}
 	added := time.Now()
-	defer os.Remove(c.w.resultFile(p))
 	reported := make(chan error, 1)
 	go func() { reported <- c.plane.report(ctx, bound, p.addr.String()) }()
 	c.watch(ctx, p, added)
