@@ -79,7 +79,9 @@ type Options struct {
 	Problems []error
 	// Passed is told how long each pass took. Optional.
 	Passed func(took time.Duration)
-	Log    logr.Logger
+	// Compared is called after each full comparison. Optional.
+	Compared func()
+	Log      logr.Logger
 	// StatusFile is written whenever something changed. Optional.
 	StatusFile string
 	Identity   Identity

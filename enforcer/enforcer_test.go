@@ -327,6 +327,8 @@ func TestStatusFile(t *testing.T) {
 func TestRunEnds(t *testing.T) {
 	w := newWorld(t)
 	w.now, w.beat = time.Now, 10*time.Millisecond
+	compared := 0
+	w.opts.Compared = func() { compared++ }
 	w.pod("a", "10M", "10.0.0.11")
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -351,6 +353,9 @@ func TestRunEnds(t *testing.T) {
 		t.Error(err)
 	}
 	w.wantLimit("a", "10M", datapath.ModePacing) // stays in force
+	if compared != 1 {
+		t.Errorf("compared %d times; want once, at the start", compared)
+	}
 }
 
 func TestNewValidates(t *testing.T) {

@@ -109,6 +109,9 @@ func (e *Enforcer) Run(ctx context.Context) error {
 		if e.opts.Passed != nil {
 			e.opts.Passed(e.now().Sub(start))
 		}
+		if e.opts.Compared != nil && reason.has(Resync) {
+			e.opts.Compared()
+		}
 		retry := time.NewTimer(e.untilRetry())
 		for beats := true; beats; {
 			beats = false

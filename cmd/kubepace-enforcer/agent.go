@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"runtime/debug"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -188,6 +189,7 @@ func serveAgent(ctx context.Context, o *options, log logr.Logger, in input, k *k
 		Rivals:   k.rivals, OtherLimiters: rivals.Policy(o.OtherLimiters),
 		Scan:       func(anew bool) (enforcer.Scan, error) { return k.finder.Scan(anew) },
 		Passed:     figures.Passed,
+		Compared:   debug.FreeOSMemory, // lists of everything are garbage now; Go would collect it every two minutes as well, and keep the memory
 		Log:        log,
 		StatusFile: enforcer.StatusPath(o.RunDir),
 		Identity:   enforcer.Identity{Version: version(), Node: o.NodeName, Source: in.name, Started: time.Now().UTC().Truncate(time.Second)},
