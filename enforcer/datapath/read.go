@@ -89,7 +89,7 @@ func readStates(maps *bpf.EgressMaps, look func(ifindex int) position, all bool)
 	if err != nil {
 		return nil, fmt.Errorf("read limits: %w", err)
 	}
-	clocks := make([]bpf.EgressPacePod, used)
+	var clocks []bpf.EgressPacePod
 	if all {
 		if clocks, err = first[bpf.EgressPacePod](maps.KubepacePods, used); err != nil {
 			return nil, fmt.Errorf("read clocks: %w", err)
@@ -97,7 +97,11 @@ func readStates(maps *bpf.EgressMaps, look func(ifindex int) position, all bool)
 	}
 	states := make([]State, len(slots))
 	for i, slot := range slots {
-		states[i] = stateOf(limits[slot], clocks[slot])
+		var clock bpf.EgressPacePod
+		if all {
+			clock = clocks[slot]
+		}
+		states[i] = stateOf(limits[slot], clock)
 		states[i].Pod = podOf(identities[i])
 		states[i].Devices = bySlot[slot]
 		slices.SortFunc(states[i].Devices, func(a, b Device) int { return cmp.Compare(a.Index, b.Index) })

@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -205,18 +204,13 @@ func (b *bench) closeOnes(ctx context.Context, l *lab, s step) error {
 		}
 	}
 	for _, c := range pair {
-		c.CPUSecondsPerGB = median(c.CPURounds)
+		c.CPUSecondsPerGB = result.Median(c.CPURounds)
 		b.say("        %4.0fs %-14s %-34s %.2f cpu-s/GB, the median of %.2f", time.Since(b.began).Seconds(), c.Variant, c.Setting(), c.CPUSecondsPerGB, c.CPURounds)
 	}
 	return nil
 }
 
 func isClose(a, b float64) bool { return math.Abs(a-b) <= closeCPU*max(a, b) }
-
-func median(values []float64) float64 {
-	sorted := slices.Sorted(slices.Values(values))
-	return sorted[len(sorted)/2]
-}
 
 // find returns the case of a setting that is kept, nil for none.
 func (b *bench) find(s result.Setting, v result.Variant) *result.Case {

@@ -99,7 +99,7 @@ func TestCloseOnes(t *testing.T) {
 		}
 	}
 	values := []float64{5, 4, 4.5}
-	if got := median(values); got != 4.5 || values[0] != 5 {
+	if got := result.Median(values); got != 4.5 || values[0] != 5 {
 		t.Errorf("median %v of %v; want 4.5, and the order kept", got, values)
 	}
 }

@@ -194,7 +194,7 @@ func (t Table) sameRate(fn func(s Setting, ours, theirs Case)) {
 }
 
 func (t Table) judgeEachCPU() Verdict {
-	v := tally{Verdict: Verdict{Claim: "the same, each case by itself (the median of three where the two are within 6 %)"}}
+	v := tally{Verdict: Verdict{Claim: "the same, each case by itself"}}
 	t.sameRate(func(s Setting, ours, theirs Case) {
 		v.add(ours.CPUSecondsPerGB/max(theirs.CPUSecondsPerGB, 0.001), fmt.Sprintf("%s: %.1f s against %.1f s", s, ours.CPUSecondsPerGB, theirs.CPUSecondsPerGB))
 	})
