@@ -22,11 +22,12 @@ import (
 
 // Datapath is what the enforcer needs of the kernel state of pods.
 type Datapath interface {
+	// Set and Remove are called for several pods at once.
 	Set(limit datapath.Limit) error
 	Remove(uid string) error
 	States() ([]datapath.State, error)
-	// Known is States without counters and names of devices, and without a look at hooks that were found as they should
-	// be.
+	// Known is what was set: States without counters and names of devices, and without a look at the kernel's maps and at
+	// hooks that were found as they should be.
 	Known() ([]datapath.State, error)
 	Features() datapath.Features
 	// Disturbed reports, cheaply, whether somebody took our program off a device or went before it.
@@ -46,6 +47,7 @@ var _ Qdiscs = (*qdisc.Manager)(nil)
 
 // Scan is one round of look-ups of pods' devices.
 type Scan interface {
+	// Find is called for several pods at once.
 	Find(q device.Query) (device.Found, error)
 	Current(links []device.Link) bool
 	Close()
@@ -102,6 +104,11 @@ const (
 	// syncAtLeast is how long the loop may put off a look at the devices where packets leave: after the last one, and
 	// for pods that start.
 	syncAtLeast = 500 * time.Millisecond
+	// manyVeths is how many devices of pods make a look at those where packets leave take so long that no pod is to wait
+	// for it: it lists all qdiscs of the node.
+	manyVeths = 64
+	// writeAtMost is how often the status file is written, which with 250 pods takes as long as all else in a pass.
+	writeAtMost = 250 * time.Millisecond
 	// minRetry and maxRetry bound the wait before a pod whose device is missing is looked for again without an event.
 	minRetry = 50 * time.Millisecond
 	maxRetry = 15 * time.Second

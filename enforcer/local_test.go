@@ -95,7 +95,7 @@ func TestPodThatEndsIsNotLookedForEverywhere(t *testing.T) {
 	w.network.found = map[string]device.Found{}
 	w.pass(PodsChanged | DevicesChanged)
 	w.wantReason("a", false, "was taken down")
-	if q := w.network.asked; q.UID != pod.UID || !q.Left {
+	if q := w.network.asked[pod.UID]; !q.Left {
 		t.Errorf("looked for by %+v; want no search by address", q)
 	}
 	w.network.found = found
@@ -105,14 +105,14 @@ func TestPodThatEndsIsNotLookedForEverywhere(t *testing.T) {
 	// Found by its address, it is looked for by that again.
 	w.network.found = map[string]device.Found{}
 	w.pass(DevicesChanged)
-	if q := w.network.asked; q.Left {
+	if q := w.network.asked[pod.UID]; q.Left {
 		t.Errorf("looked for by %+v; want its address among it", q)
 	}
 	// A pod that nobody told of has nothing but its address.
 	w.pod("b", "10M", "10.0.0.12")
 	w.network.found = map[string]device.Found{}
 	w.pass(PodsChanged | DevicesChanged)
-	if q := w.network.asked; q.UID != "uid-b" || q.Left {
+	if q, ok := w.network.asked["uid-b"]; !ok || q.Left {
 		t.Errorf("looked for by %+v; want it by its address", q)
 	}
 }
@@ -120,6 +120,7 @@ func TestPodThatEndsIsNotLookedForEverywhere(t *testing.T) {
 // TestPodsThatStartGoFirst: the devices where packets leave are looked at in the pass after, or soon enough.
 func TestPodsThatStartGoFirst(t *testing.T) {
 	w := newWorld(t)
+	w.opts.StatusFile = "" // which is to be written soon as well
 	w.pass(Resync)
 	want := func(syncs int, owed bool, why string) {
 		t.Helper()

@@ -41,6 +41,7 @@ type Enforcer struct {
 	unsynced Reason    // why the exit devices are to be looked at, put off
 	owedAt   time.Time // since when
 	syncedAt time.Time
+	syncing  chan synced     // a look aside at the exit devices; nil: none
 	first    bool            // a pass has been made
 	failed   bool            // the latest pass could not do its work
 	problems map[string]bool // already logged
@@ -48,6 +49,9 @@ type Enforcer struct {
 	looked   map[device.Link]bool // devices that were looked at for rivals
 	lookedAt time.Time            // at all of them
 	lookOwed bool                 // a look at all came too soon after the last one
+
+	unwritten bool      // the status file is not what the status is
+	writtenAt time.Time // when it was
 }
 
 // Reason is a set of reasons for a pass.
@@ -102,6 +106,8 @@ func (e *Enforcer) Run(ctx context.Context) error {
 	defer ticker.Stop()
 	beat := time.NewTicker(e.beat)
 	defer beat.Stop()
+	defer e.write()
+	defer e.awaitSync()
 	reason := Resync
 	for {
 		start := e.now()
@@ -168,8 +174,11 @@ func (e *Enforcer) untilRetry() time.Duration {
 			wait = min(wait, p.since.Add(grace).Sub(now))
 		}
 	}
-	if e.unsynced != 0 {
+	if e.unsynced != 0 && e.syncing == nil { // else its end wakes the loop
 		wait = min(wait, e.syncedAt.Add(syncAtLeast).Sub(now))
+	}
+	if e.unwritten {
+		wait = min(wait, e.writtenAt.Add(writeAtMost).Sub(now))
 	}
 	if e.lookOwed {
 		wait = min(wait, e.lookedAt.Add(lookEvery).Sub(now))
@@ -240,6 +249,9 @@ func (e *Enforcer) Status() Status {
 
 // pass compares everything that is wanted with everything that is, and changes the difference.
 func (e *Enforcer) pass(reason Reason) {
+	if e.mayWait(reason) {
+		return
+	}
 	snapshot := e.opts.Source.Snapshot()
 	states, stateErr := e.states(reason)
 	problems := append(append([]error(nil), e.opts.Problems...), snapshot.Problems...)

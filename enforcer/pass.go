@@ -9,10 +9,14 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/kubepace/kubepace/bandwidth"
 	"github.com/kubepace/kubepace/enforcer/datapath"
 	"github.com/kubepace/kubepace/enforcer/device"
 	"github.com/kubepace/kubepace/enforcer/pods"
+	"github.com/kubepace/kubepace/enforcer/qdisc"
+	"github.com/kubepace/kubepace/enforcer/rivals"
 )
 
 // locate finds the devices of every pod that needs them, in one scan. What was found before is kept while it still
@@ -25,6 +29,7 @@ func (e *Enforcer) locate(snapshot pods.Snapshot, reason Reason) error {
 	defer scan.Close()
 	now := e.now()
 	e.placed = false
+	var searches []*search
 	for _, pod := range snapshot.Pods {
 		p := e.pods[pod.UID]
 		if !e.needsDevice(pod) {
@@ -55,18 +60,59 @@ func (e *Enforcer) locate(snapshot pods.Snapshot, reason Reason) error {
 			continue
 		}
 		query.Left = p.seen && !there && !reason.has(Resync)
-		found, err := scan.Find(query)
-		if current && device.Temporary(err) {
-			continue // the pod changed its addresses, or another took one: what was found still leads out of the pod
-		}
-		e.placed = e.placed || err == nil && pod.Limited() && !slices.Equal(found.Devices, p.found.Devices)
-		p.query, p.found, p.err = query, found, err
-		if err == nil {
-			p.seen = found.Told
-		}
-		p.schedule(now)
+		searches = append(searches, &search{pod: p, limited: pod.Limited(), query: query, current: current})
+	}
+	together(len(searches), func(i int) { searches[i].found, searches[i].err = scan.Find(searches[i].query) })
+	for _, s := range searches {
+		e.found(s, now)
 	}
 	return nil
+}
+
+// search is one look for a pod's devices.
+type search struct {
+	pod     *podState
+	limited bool
+	query   device.Query
+	current bool // what was found before still stands
+	found   device.Found
+	err     error
+}
+
+// found takes what a search came to.
+func (e *Enforcer) found(s *search, now time.Time) {
+	p := s.pod
+	if s.current && device.Temporary(s.err) {
+		return // the pod changed its addresses, or another took one: what was found still leads out of the pod
+	}
+	e.placed = e.placed || s.err == nil && s.limited && !slices.Equal(s.found.Devices, p.found.Devices)
+	p.query, p.found, p.err = s.query, s.found, s.err
+	if s.err == nil {
+		p.seen = s.found.Told
+	}
+	p.schedule(now)
+}
+
+// atOnce bounds how many questions wait for the kernel together, each on a thread of its own.
+const atOnce = 8
+
+// together calls f for 0 to n-1, several at once. Each look into a pod and each attachment waits for the kernel's lock of
+// all network configuration; where many pods start, those who make their networks queue for it, and whoever asks for one
+// pod after the other waits for the whole queue each time.
+func together(n int, f func(i int)) {
+	if n == 1 {
+		f(0)
+		return
+	}
+	var group errgroup.Group
+	group.SetLimit(atOnce)
+	for i := range n {
+		group.Go(func() error {
+			f(i)
+			return nil
+		})
+	}
+	_ = group.Wait() // of nothing that fails
 }
 
 // schedule sets when to look again without an event: soon at first, ever more rarely later.
@@ -90,6 +136,7 @@ func (e *Enforcer) needsDevice(pod pods.Pod) bool {
 
 // syncQdiscs looks at the exit devices where something may have changed them.
 func (e *Enforcer) syncQdiscs(reason Reason) {
+	e.takeSync()
 	var veths []int
 	for _, p := range e.pods {
 		for _, d := range p.found.Devices {
@@ -114,12 +161,74 @@ func (e *Enforcer) syncQdiscs(reason Reason) {
 			return
 		}
 	}
-	e.syncedAt, e.unsynced = now, 0
+	// Those that are looked at meanwhile first: there is one look at a time.
+	if e.syncing != nil && !reason.has(Resync) {
+		e.unsynced = reason | PodsChanged
+		return
+	}
+	e.awaitSync()
+	e.syncedAt, e.unsynced, e.veths = now, 0, veths
+	if e.first && !reason.has(Resync) && len(veths) > manyVeths {
+		e.syncAside(veths)
+		return
+	}
 	e.exits, e.exitsErr = e.opts.Qdiscs.Sync(veths)
 	if !e.first && e.opts.Veths && e.exits.Fq == nil {
 		e.Poke(PodsChanged) // only now is it known that unlimited pods' devices matter
 	}
-	e.veths, e.first = veths, true
+	e.first = true
+}
+
+// synced is what a look at the exit devices came to.
+type synced struct {
+	exits qdisc.Result
+	err   error
+}
+
+// syncAside looks at the exit devices while pods are limited; a pass that follows takes what it comes to.
+func (e *Enforcer) syncAside(veths []int) {
+	done := make(chan synced, 1)
+	e.syncing = done
+	go func() {
+		exits, err := e.opts.Qdiscs.Sync(veths)
+		done <- synced{exits, err}
+		e.Poke(0)
+	}()
+}
+
+// takeSync takes what a look aside came to, if it is over.
+func (e *Enforcer) takeSync() {
+	select {
+	case s := <-e.syncing:
+		e.exits, e.exitsErr, e.syncing = s.exits, s.err, nil
+	default:
+	}
+}
+
+// awaitSync waits for the end of a look aside.
+func (e *Enforcer) awaitSync() {
+	if e.syncing == nil {
+		return
+	}
+	s := <-e.syncing
+	e.exits, e.exitsErr, e.syncing = s.exits, s.err, nil
+}
+
+// mayWait puts a pass off that only routes, qdiscs or filters ask for: each device that comes changes some, and what looks
+// at them is put off anyhow. Where the kernel tells of changed hooks in no other way, it may not.
+func (e *Enforcer) mayWait(reason Reason) bool {
+	now := e.now()
+	if !e.first || reason == 0 || reason&^(RoutesChanged|QdiscsChanged) != 0 || !e.opts.Datapath.Features().TCX ||
+		now.Sub(e.syncedAt) >= syncAtLeast || reason.has(QdiscsChanged) && now.Sub(e.lookedAt) >= lookEvery {
+		return false
+	}
+	if e.unsynced == 0 {
+		e.owedAt = now
+	}
+	e.unsynced |= reason
+	e.lookOwed = e.lookOwed || reason.has(QdiscsChanged)
+	e.turned()
+	return true
 }
 
 // collect removes the limits of pods that are gone, that have finished, or whose author took the limit away. It goes
@@ -129,24 +238,32 @@ func (e *Enforcer) collect(snapshot pods.Snapshot, states map[string]datapath.St
 	for _, pod := range snapshot.Pods {
 		known[pod.UID] = pod
 	}
-	var errs []error
-	for uid, state := range states {
-		pod, there := known[uid]
-		if there && pod.Limited() || !there && !snapshot.Complete {
-			continue
+	var gone []string
+	for uid := range states {
+		if pod, there := known[uid]; there && !pod.Limited() || !there && snapshot.Complete {
+			gone = append(gone, uid)
 		}
-		if err := e.opts.Datapath.Remove(uid); err != nil {
-			errs = append(errs, fmt.Errorf("remove limit of %s: %w", state.Pod, err))
+	}
+	slices.Sort(gone)
+	failed := make([]error, len(gone))
+	together(len(gone), func(i int) { failed[i] = e.opts.Datapath.Remove(gone[i]) })
+	var errs []error
+	for i, uid := range gone {
+		pod := states[uid].Pod
+		if failed[i] != nil {
+			errs = append(errs, fmt.Errorf("remove limit of %s: %w", pod, failed[i]))
 			continue
 		}
 		delete(states, uid)
-		e.opts.Log.Info("limit removed", "pod", state.Pod.String(), "uid", uid, "podGone", !there)
+		_, there := known[uid]
+		e.opts.Log.Info("limit removed", "pod", pod.String(), "uid", uid, "podGone", !there)
 	}
 	return errs
 }
 
 // apply sets every limited pod and keeps the verdicts.
 func (e *Enforcer) apply(snapshot pods.Snapshot, states map[string]datapath.State, mode datapath.Mode) {
+	var wishes []*wish
 	for _, pod := range snapshot.Pods {
 		p := e.pods[pod.UID]
 		if !pod.Limited() {
@@ -158,8 +275,32 @@ func (e *Enforcer) apply(snapshot pods.Snapshot, states map[string]datapath.Stat
 			e.pods[pod.UID] = p
 		}
 		state, held := states[pod.UID]
-		e.keep(pod, p, e.enforce(pod, p, state, held, mode))
+		verdict, w := e.decide(pod, p, state, held, mode)
+		switch {
+		case w == nil:
+			e.keep(pod, p, verdict)
+		case w.fulfilled:
+			e.keep(pod, p, e.conclude(w))
+		default:
+			wishes = append(wishes, w)
+		}
 	}
+	together(len(wishes), func(i int) { wishes[i].err = e.opts.Datapath.Set(wishes[i].limit) })
+	for _, w := range wishes {
+		e.keep(w.pod, w.state, e.conclude(w))
+	}
+}
+
+// wish is a limit that the kernel is to hold.
+type wish struct {
+	pod       pods.Pod
+	state     *podState
+	verdict   Verdict
+	reasons   []string
+	others    []rivals.Rival
+	limit     datapath.Limit
+	fulfilled bool // the kernel holds it
+	err       error
 }
 
 // release forgets a verdict on a pod that wants no limit any more, or has finished.
@@ -200,8 +341,8 @@ func (e *Enforcer) refuse(snapshot pods.Snapshot, why *NotOpenError) {
 	}
 }
 
-// enforce brings one pod to its limit and says what came of it.
-func (e *Enforcer) enforce(pod pods.Pod, p *podState, state datapath.State, held bool, mode datapath.Mode) Verdict {
+// decide says which limit a pod is to have, or the verdict where it can have none.
+func (e *Enforcer) decide(pod pods.Pod, p *podState, state datapath.State, held bool, mode datapath.Mode) (Verdict, *wish) {
 	v := Verdict{Pod: pod.Pod, Origin: pod.Origin, Limit: pod.Rate, Mode: mode}
 	if pod.Origin == pods.OriginCNI && held {
 		v.Limit = state.Rate // the API server's last word is newer than what the pod started with
@@ -211,45 +352,52 @@ func (e *Enforcer) enforce(pod pods.Pod, p *podState, state datapath.State, held
 		reasons = append(reasons, pod.Err.Error())
 		if v.Limit = state.Rate; !held || v.Limit == 0 {
 			v.Code, v.Reason = CodeInvalidLimit, reasons[0]
-			return v
+			return v, nil
 		}
 		reasons = append(reasons, fmt.Sprintf("the last good limit %s stays", v.Limit))
 	}
 	switch {
 	case pod.HostNetwork:
 		v.Code, v.Reason = CodeHostNetwork, device.ErrHostNetwork.Error()
-		return v
+		return v, nil
 	case p.err != nil:
 		v.Code, v.Reason = codeOf(p.err), strings.Join(append(reasons, p.err.Error()), "; ")
-		return v
+		return v, nil
 	case len(p.found.Devices) == 0:
 		v.Code, v.Reason = CodeFailed, strings.Join(append(reasons, "the pod's devices could not be looked for"), "; ")
-		return v
+		return v, nil
 	}
 	ours, others := e.share(p.found.Devices)
 	if len(ours) == 0 {
-		return e.standDown(p, v, held, others)
+		return e.standDown(p, v, held, others), nil
 	}
 	if redirected(others) {
 		v.Mode = datapath.ModePolicing
 	}
-	limit := datapath.Limit{Pod: pod.Pod, Rate: v.Limit, Mode: v.Mode, Devices: ours}
 	if held && e.tooSoon(p, state) {
-		return p.verdict
+		return p.verdict, nil
 	}
-	// What an earlier agent set may differ in more than a state shows.
-	if !p.set || !held || differs(state, limit) {
-		if err := e.opts.Datapath.Set(limit); err != nil {
-			v.Code, v.Reason = codeOf(err), strings.Join(append(reasons, err.Error()), "; ")
-			e.retryAfterError(p)
-			return v
-		}
-		p.set = true
+	limit := datapath.Limit{Pod: pod.Pod, Rate: v.Limit, Mode: v.Mode, Devices: ours}
+	return v, &wish{
+		pod: pod, state: p, verdict: v, reasons: reasons, others: others, limit: limit,
+		// What an earlier agent set may differ in more than a state shows.
+		fulfilled: p.set && held && !differs(state, limit),
 	}
+}
+
+// conclude is the verdict on a pod once its limit was set, or could not be.
+func (e *Enforcer) conclude(w *wish) Verdict {
+	v, p, reasons := w.verdict, w.state, w.reasons
+	if w.err != nil {
+		v.Code, v.Reason = codeOf(w.err), strings.Join(append(reasons, w.err.Error()), "; ")
+		e.retryAfterError(p)
+		return v
+	}
+	p.set = true
 	p.retry, p.delay = time.Time{}, 0
-	v.Devices = limit.Devices
+	v.Devices = w.limit.Devices
 	v.Enforced, v.Code = len(p.found.Unheld) == 0, codeOfMode(v.Mode)
-	if pod.Err != nil {
+	if w.pod.Err != nil {
 		v.Code = CodeLastGoodLimit
 	}
 	if !v.Enforced {
@@ -257,11 +405,11 @@ func (e *Enforcer) enforce(pod pods.Pod, p *podState, state datapath.State, held
 		reasons = append(reasons, "not all that the pod sends is held: it has "+strings.Join(p.found.Unheld, ", ")+" as well")
 	}
 	switch {
-	case len(ours) < len(p.found.Devices):
+	case len(v.Devices) < len(p.found.Devices):
 		v.Enforced, v.Code = false, CodeOtherLimiter
-		reasons = append(reasons, "not all that the pod sends is held: "+inCharge(others))
-	case len(others) > 0:
-		reasons = append(reasons, names(others)+" as well")
+		reasons = append(reasons, "not all that the pod sends is held: "+inCharge(w.others))
+	case len(w.others) > 0:
+		reasons = append(reasons, names(w.others)+" as well")
 	}
 	v.Reason = strings.Join(reasons, "; ")
 	return v

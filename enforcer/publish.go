@@ -4,6 +4,7 @@ package enforcer
 
 import (
 	"reflect"
+	"slices"
 	"time"
 
 	"github.com/kubepace/kubepace/enforcer/internal/rundir"
@@ -28,7 +29,7 @@ func (e *Enforcer) logProblems(problems []error) {
 	e.problems = now
 }
 
-// publish replaces the status, and the status file where anything but the time changed.
+// publish replaces the status, and where anything but the time changed the status file, now or soon.
 func (e *Enforcer) publish(snapshot pods.Snapshot, mode, why string, problems []error) {
 	status := Status{
 		Identity: e.opts.Identity, Mode: mode, ModeReason: why,
@@ -43,24 +44,43 @@ func (e *Enforcer) publish(snapshot pods.Snapshot, mode, why string, problems []
 		}
 	}
 	e.mu.Lock()
-	before := e.status
-	before.Updated = time.Time{}
-	changed := !reflect.DeepEqual(before, status)
-	status.Updated, e.passed = e.now(), e.now()
+	changed := !e.status.equal(status)
+	now := e.now()
+	status.Updated, e.passed = now, now
 	if !changed {
 		status.Updated = e.status.Updated
 	}
-	if before.Mode != status.Mode || before.ModeReason != status.ModeReason {
+	if e.status.Mode != status.Mode || e.status.ModeReason != status.ModeReason {
 		e.opts.Log.Info("mode decided", "mode", status.Mode, "reason", why)
 	}
 	e.status = status
 	e.mu.Unlock()
-	if !changed || e.opts.StatusFile == "" {
+	e.unwritten = (e.unwritten || changed) && e.opts.StatusFile != ""
+	if now.Sub(e.writtenAt) >= writeAtMost {
+		e.write()
+	}
+}
+
+// write brings the status file up to date.
+func (e *Enforcer) write() {
+	if !e.unwritten {
 		return
 	}
-	if err := rundir.WriteJSON(e.opts.StatusFile, status); err != nil {
+	e.unwritten, e.writtenAt = false, e.now()
+	if err := rundir.WriteJSON(e.opts.StatusFile, e.Status()); err != nil {
 		e.opts.Log.Error(err, "status file not written")
 	}
+}
+
+// equal compares all but the time.
+func (s Status) equal(o Status) bool {
+	if !slices.EqualFunc(s.Pods, o.Pods, func(a, b Verdict) bool {
+		return a.Pod == b.Pod && a.Origin == b.Origin && sameVerdict(a, b)
+	}) {
+		return false
+	}
+	s.Updated, s.Pods, o.Updated, o.Pods = time.Time{}, nil, time.Time{}, nil
+	return reflect.DeepEqual(s, o)
 }
 
 func unpaced(devices []qdisc.Device) []qdisc.Device {

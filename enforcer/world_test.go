@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 
 // kernel stands in for the eBPF datapath.
 type kernel struct {
+	mu        sync.Mutex
 	states    map[string]datapath.State
 	features  datapath.Features
 	sets      int
@@ -33,6 +35,8 @@ type kernel struct {
 }
 
 func (k *kernel) Set(l datapath.Limit) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	if k.setErr != nil {
 		return k.setErr
 	}
@@ -48,6 +52,8 @@ func (k *kernel) Set(l datapath.Limit) error {
 }
 
 func (k *kernel) Remove(uid string) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	k.calls = append(k.calls, "remove "+uid)
 	delete(k.states, uid)
 	return nil
@@ -95,15 +101,18 @@ func (x *exits) Sync(veths []int) (qdisc.Result, error) {
 
 // network answers by the pod's first address.
 type network struct {
+	mu    sync.Mutex
 	found map[string]device.Found
 	finds int
-	asked device.Query // latest
+	asked map[string]device.Query // latest, by UID
 	err   error
 }
 
 func (n *network) Find(q device.Query) (device.Found, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	n.finds++
-	n.asked = q
+	n.asked[q.UID] = q
 	if q.Left {
 		return device.Found{}, &device.NotFoundError{Dir: "/netns", Left: true}
 	}
@@ -162,7 +171,7 @@ func newWorld(t *testing.T) *world {
 		kernel:  &kernel{states: map[string]datapath.State{}, features: datapath.Features{Kernel: "6.1", Stamp: true}},
 		source:  &source{snapshot: pods.Snapshot{Complete: true}, changes: make(chan struct{}, 1)},
 		exits:   &exits{result: qdisc.Result{Exits: []qdisc.Device{{Index: 2, Name: "eth0", Qdisc: "fq", Paced: true}}}},
-		network: &network{found: map[string]device.Found{}},
+		network: &network{found: map[string]device.Found{}, asked: map[string]device.Query{}},
 		clock:   time.Unix(1000, 0),
 	}
 	e, err := New(Options{

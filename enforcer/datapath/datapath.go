@@ -15,11 +15,12 @@ import (
 	"github.com/cilium/ebpf/btf"
 	"github.com/go-logr/logr"
 
+	"github.com/kubepace/kubepace/bandwidth"
 	"github.com/kubepace/kubepace/bpf"
 )
 
-// Datapath owns the kernel state under one bpffs folder. Its methods may be called from several goroutines. At most
-// one agent may own a folder.
+// Datapath owns the kernel state under one bpffs folder. Its methods may be called from several goroutines, Set and Remove
+// of one pod by one at a time. At most one agent may own a folder.
 type Datapath struct {
 	opts     Options
 	log      logr.Logger
@@ -117,8 +118,8 @@ func (d *Datapath) Set(limit Limit) error {
 		if err := d.objects.KubepaceLimits.Put(e.slot, want); err != nil {
 			return fmt.Errorf("pod %s: write limit: %w", limit.Pod, err)
 		}
-		e.limit = want
 	}
+	e.limit = want
 	if err := d.setDevices(e, limit.Devices); err != nil {
 		return fmt.Errorf("pod %s: %w", limit.Pod, err)
 	}
@@ -158,12 +159,11 @@ func (d *Datapath) ensureEntry(pod Pod) (*entry, error) {
 	}
 	e.identity = pod
 	d.pods[pod.UID] = e
-	d.slots[e.slot] = true
 	return e, nil
 }
 
-// allocate prepares the lowest free slot: no limit, a clock at zero, an empty flow table.
-func (d *Datapath) allocate() (uint32, error) {
+// allocate takes the lowest free slot and prepares it: no limit, a clock at zero, an empty flow table.
+func (d *Datapath) allocate() (_ uint32, err error) {
 	slot, size := uint32(0), d.objects.KubepaceLimits.MaxEntries()
 	for d.slots[slot] {
 		slot++
@@ -171,6 +171,12 @@ func (d *Datapath) allocate() (uint32, error) {
 	if slot >= size {
 		return 0, fmt.Errorf("all %d slots are in use", size)
 	}
+	d.slots[slot] = true
+	defer func() {
+		if err != nil {
+			delete(d.slots, slot)
+		}
+	}()
 	if err := d.objects.KubepaceLimits.Put(slot, bpf.EgressPaceLimit{}); err != nil {
 		return 0, fmt.Errorf("reset limit: %w", err)
 	}
@@ -182,10 +188,20 @@ func (d *Datapath) allocate() (uint32, error) {
 		return 0, fmt.Errorf("create flow table: %w", err)
 	}
 	defer table.Close() // the outer map keeps it
-	if err := d.objects.KubepaceFlows.Put(slot, table); err != nil {
+	flows := d.objects.KubepaceFlows
+	if err := d.unlocked(func() error { return flows.Put(slot, table) }); err != nil {
 		return 0, fmt.Errorf("insert flow table: %w", err)
 	}
 	return slot, nil
+}
+
+// unlocked lets others work, pods of other callers among them, while f waits for the kernel: for its lock of all network
+// configuration, or for all processors to have seen that a table came or went. Where many pods start at once their waits
+// overlap. Called with mu held.
+func (d *Datapath) unlocked(f func() error) error {
+	d.mu.Unlock()
+	defer d.mu.Lock()
+	return f()
 }
 
 func (d *Datapath) setDevices(e *entry, devices []Device) error {
@@ -219,7 +235,7 @@ func (d *Datapath) setDevice(e *entry, ifindex int) error {
 	if err := d.objects.KubepaceDevices.Put(uint32(ifindex), record); err != nil {
 		return fmt.Errorf("write device %d: %w", ifindex, err)
 	}
-	a, err := d.makeFirst(ifindex, at)
+	a, err := d.attachNew(ifindex, at)
 	if err != nil && !known {
 		// The device may be gone by now, and nobody would know of its entry.
 		return errors.Join(err, d.deleteDevice(ifindex))
@@ -309,7 +325,9 @@ func (d *Datapath) release(e *entry) error {
 	if err := d.objects.KubepaceLimits.Put(e.slot, bpf.EgressPaceLimit{}); err != nil {
 		return fmt.Errorf("reset limit: %w", err)
 	}
-	if err := d.objects.KubepaceFlows.Delete(e.slot); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+	e.limit = bpf.EgressPaceLimit{}
+	flows := d.objects.KubepaceFlows
+	if err := d.unlocked(func() error { return flows.Delete(e.slot) }); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("delete flow table: %w", err)
 	}
 	if err := d.objects.KubepaceIdentities.Delete(e.slot); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
@@ -337,21 +355,30 @@ func (d *Datapath) States() ([]State, error) {
 			return position{hook: HookTCX}
 		}
 		return d.look(ifindex)
-	}, whole)
+	})
 }
 
-// Known is States without counters and names of devices, and without a look at the hooks that were found as they should
-// be: with tcx each such look waits for the kernel's lock of all network configuration, which on a node where many pods
-// start at once takes longer than all else. Disturbed finds what happened to them meanwhile.
+// Known is what was set, sorted as States sorts it: no map is read, and no hook is looked at that was found as it should
+// be. With tcx each such look waits for the kernel's lock of all network configuration, which on a node where many pods
+// start at once takes longer than all else. Counters and names of devices are left out. Disturbed finds what happened to
+// hooks meanwhile, and States what happened to maps.
 func (d *Datapath) Known() ([]State, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return readStates(&d.objects.EgressMaps, func(ifindex int) position {
-		if d.polled() && d.first[ifindex] {
-			return position{hook: HookTCX}
+	states := make([]State, 0, len(d.pods))
+	for _, e := range d.pods {
+		s := State{Limit: Limit{Pod: e.identity, Rate: bandwidth.Rate(e.limit.RateBps), Mode: Mode(e.limit.Mode)}}
+		for ifindex := range e.devices {
+			at := position{hook: HookTCX}
+			if !d.polled() || !d.first[ifindex] {
+				at = d.look(ifindex)
+			}
+			s.Devices = append(s.Devices, Device{Index: ifindex, Hook: at.hook, Behind: at.behind})
 		}
-		return d.look(ifindex)
-	}, brief)
+		states = append(states, s)
+	}
+	sortStates(states)
+	return states, nil
 }
 
 // UIDs of all pods that have state in the kernel, sorted.

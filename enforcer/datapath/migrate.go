@@ -27,6 +27,8 @@ type earlier struct {
 // program in one step. Until that step the earlier program keeps the limit; flows are learned anew. What fails is
 // left to the earlier program.
 func (d *Datapath) migrate() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	for _, p := range d.pins.others() {
 		if err := d.takeOver(p); err != nil {
 			d.log.Error(err, "the maps of another version of kubepace could not be taken over; its program keeps their limits", "pins", p.dir())

@@ -173,6 +173,20 @@ func clsactToHead(prog *ebpf.Program, ifindex int, own *netlink.BpfFilter) error
 // occupied tells that a preference belongs to filters of another kind or protocol.
 func occupied(err error) bool { return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSPC) }
 
+// attachNew is makeFirst for a device that is to be set. By tcx to one that has nothing of ours it lets others work
+// meanwhile. Called with mu held.
+func (d *Datapath) attachNew(ifindex int, at position) (a attachment, err error) {
+	if at.hook != HookNone || !d.polled() {
+		return d.makeFirst(ifindex, at)
+	}
+	prog := d.objects.KubepaceEgress
+	err = d.unlocked(func() (err error) {
+		a, err = attach(d.pins, prog, ifindex, d.opts.clsact)
+		return err
+	})
+	return a, err
+}
+
 // makeFirst attaches the program to a device that lacks it, or brings it before what was put before it.
 func (d *Datapath) makeFirst(ifindex int, at position) (attachment, error) {
 	prog := d.objects.KubepaceEgress

@@ -49,28 +49,19 @@ func Read(bpffs string) ([]State, error) {
 		defer m.Close()
 		*to = m
 	}
-	return readStates(&maps, func(ifindex int) position { return positionOf(p, ifindex) }, whole)
+	return readStates(&maps, func(ifindex int) position { return positionOf(p, ifindex) })
 }
 
-// How much of a state is read: not by every pass of the loop what it does not compare.
-const (
-	brief = false // no counters and no names of devices
-	whole = true
-)
-
-func readStates(maps *bpf.EgressMaps, look func(ifindex int) position, all bool) ([]State, error) {
+func readStates(maps *bpf.EgressMaps, look func(ifindex int) position) ([]State, error) {
 	devices, err := readDevices(maps.KubepaceDevices)
 	if err != nil {
 		return nil, err
 	}
-	name := func(int) string { return "" }
-	if all {
-		var done func()
-		if name, done, err = deviceNames(); err != nil {
-			return nil, err
-		}
-		defer done()
+	name, done, err := deviceNames()
+	if err != nil {
+		return nil, err
 	}
+	defer done()
 	bySlot := map[uint32][]Device{}
 	for ifindex, record := range devices {
 		at := look(ifindex)
@@ -89,27 +80,28 @@ func readStates(maps *bpf.EgressMaps, look func(ifindex int) position, all bool)
 	if err != nil {
 		return nil, fmt.Errorf("read limits: %w", err)
 	}
-	var clocks []bpf.EgressPacePod
-	if all {
-		if clocks, err = first[bpf.EgressPacePod](maps.KubepacePods, used); err != nil {
-			return nil, fmt.Errorf("read clocks: %w", err)
-		}
+	clocks, err := first[bpf.EgressPacePod](maps.KubepacePods, used)
+	if err != nil {
+		return nil, fmt.Errorf("read clocks: %w", err)
 	}
 	states := make([]State, len(slots))
 	for i, slot := range slots {
-		var clock bpf.EgressPacePod
-		if all {
-			clock = clocks[slot]
-		}
-		states[i] = stateOf(limits[slot], clock)
+		states[i] = stateOf(limits[slot], clocks[slot])
 		states[i].Pod = podOf(identities[i])
 		states[i].Devices = bySlot[slot]
-		slices.SortFunc(states[i].Devices, func(a, b Device) int { return cmp.Compare(a.Index, b.Index) })
+	}
+	sortStates(states)
+	return states, nil
+}
+
+// sortStates orders pods by namespace, name and UID, and the devices of each by ifindex.
+func sortStates(states []State) {
+	for _, s := range states {
+		slices.SortFunc(s.Devices, func(a, b Device) int { return cmp.Compare(a.Index, b.Index) })
 	}
 	slices.SortFunc(states, func(a, b State) int {
 		return cmp.Or(cmp.Compare(a.Pod.Namespace, b.Pod.Namespace), cmp.Compare(a.Pod.Name, b.Pod.Name), cmp.Compare(a.Pod.UID, b.Pod.UID))
 	})
-	return states, nil
 }
 
 // nameOf is empty where the device is gone.

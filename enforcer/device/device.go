@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sort"
+	"sync"
 
 	"github.com/vishvananda/netlink"
 
@@ -62,7 +63,7 @@ type Link struct {
 }
 
 // Finder looks from one network namespace: the one of the thread that called NewFinder. Its methods may be called
-// from any thread, by one goroutine at a time.
+// from any thread, by one goroutine at a time; those of a Scan by several.
 type Finder struct {
 	dir    string
 	owners func() *cni.View // may be nil
@@ -126,11 +127,15 @@ func newLink(l netlink.Link) Link {
 // Scan is one round of look-ups.
 type Scan struct {
 	finder *Finder
-	owners *cni.View    // may be nil
-	links  map[int]Link // the node's devices, by ifindex
-	pairs  map[int]int  // how many of them lead to a namespace, by its id; nil: to be counted
-	byIP   map[netip.Addr][]*namespace
-	open   []*namespace
+	owners *cni.View // may be nil
+
+	mu    sync.Mutex
+	links map[int]Link // the node's devices, by ifindex
+	pairs map[int]int  // how many of them lead to a namespace, by its id; nil: to be counted
+
+	indexing sync.Mutex // held while the namespaces are looked through
+	byIP     map[netip.Addr][]*namespace
+	open     []*namespace
 }
 
 // Close lets go of the namespaces that were looked into.
@@ -144,9 +149,17 @@ func (s *Scan) Close() {
 // Same reports whether l is still the device that it was. An ifindex and a name may both have been given to another
 // device since.
 func (s *Scan) Same(l Link) bool {
-	now, ok := s.links[l.Index]
+	now, ok := s.known(l.Index)
 	now.MAC = l.MAC // an address may be changed on a living device; index, kind, name and peer identify it
 	return ok && now == l
+}
+
+// known is what is known of a device.
+func (s *Scan) known(index int) (Link, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l, ok := s.links[index]
+	return l, ok
 }
 
 // Current reports whether links are still what leads out of their pod: each is the device that it was, and no other
@@ -159,6 +172,8 @@ func (s *Scan) Current(links []Link) bool {
 		}
 		known[l.PeerN]++
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.pairs == nil {
 		s.pairs = map[int]int{}
 		for _, l := range s.links {
@@ -185,6 +200,8 @@ func (s *Scan) now(index int) (Link, bool, error) {
 		return Link{}, false, fmt.Errorf("get device %d: %w", index, err)
 	}
 	link := newLink(l)
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.links[index], s.pairs = link, nil
 	s.finder.links.put(link)
 	return link, true, nil
@@ -219,13 +236,12 @@ func (s *Scan) findByIP(q Query) (Found, error) {
 	if len(q.IPs) == 0 || q.Left {
 		return Found{}, &NotFoundError{Dir: s.finder.dir, Left: q.Left}
 	}
-	if s.byIP == nil {
-		if err := s.index(); err != nil {
-			return Found{}, err
-		}
+	byIP, err := s.index()
+	if err != nil {
+		return Found{}, err
 	}
 	for _, ip := range q.IPs {
-		switch found := s.others(s.byIP[ip], q.UID); len(found) {
+		switch found := s.others(byIP[ip], q.UID); len(found) {
 		case 0:
 			continue
 		case 1:
@@ -259,13 +275,18 @@ func (s *Scan) oneOf(ip netip.Addr, candidates []*namespace) (Found, error) {
 	return Found{}, &AmbiguousError{IP: ip, Paths: paths}
 }
 
-// index reads the addresses of every namespace in the folder, each once however many names it has. Namespaces come
-// and go meanwhile: those that cannot be read are left out.
-func (s *Scan) index() error {
+// index reads the addresses of every namespace in the folder, each once however many names it has, and once in a scan.
+// Namespaces come and go meanwhile: those that cannot be read are left out.
+func (s *Scan) index() (map[netip.Addr][]*namespace, error) {
+	s.indexing.Lock()
+	defer s.indexing.Unlock()
+	if s.byIP != nil {
+		return s.byIP, nil
+	}
 	byIP := map[netip.Addr][]*namespace{}
 	entries, err := os.ReadDir(s.finder.dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("read folder of network namespaces: %w", err)
+		return nil, fmt.Errorf("read folder of network namespaces: %w", err)
 	}
 	seen := map[nsID]bool{}
 	for _, entry := range entries {
@@ -287,7 +308,7 @@ func (s *Scan) index() error {
 		}
 	}
 	s.byIP = byIP
-	return nil
+	return byIP, nil
 }
 
 // peers returns the node's ends of a namespace's interfaces.
@@ -324,7 +345,7 @@ func (s *Scan) peers(ns *namespace) (Found, error) {
 		ok := isPair(inside, ours)
 		if ok {
 			// What is known is enough where it agrees with what the pod's end says now.
-			if host = s.links[inside.Peer]; !isPair(host, theirs) || host.Peer != inside.Index {
+			if host, _ = s.known(inside.Peer); !isPair(host, theirs) || host.Peer != inside.Index {
 				if host, ok, err = s.now(inside.Peer); err != nil {
 					return Found{}, err
 				}

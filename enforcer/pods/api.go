@@ -7,7 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
-	"sort"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -17,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -33,11 +35,17 @@ type APIServer struct {
 	log     logr.Logger
 	changes signal
 	synced  atomic.Bool
-	version atomic.Uint64 // counts what changed in the cache
 
 	mu     sync.Mutex
-	latest Snapshot // of a version
-	taken  uint64   // that version, plus one; 0: none
+	pods   map[types.NamespacedName]read
+	latest *Snapshot // nil after a change
+}
+
+// read is what was read of a pod at the API server, once for each change of it: a node full of pods is looked at many
+// times a second while others start.
+type read struct {
+	pod Pod
+	err error
 }
 
 var _ Source = (*APIServer)(nil)
@@ -61,7 +69,7 @@ func NewAPIServer(config *rest.Config, node string, log logr.Logger) (*APIServer
 	if err != nil {
 		return nil, fmt.Errorf("build cache of pods: %w", err)
 	}
-	return &APIServer{cache: c, log: log, changes: newSignal()}, nil
+	return &APIServer{cache: c, log: log, changes: newSignal(), pods: map[types.NamespacedName]read{}}, nil
 }
 
 // strip keeps of each pod only what fromObject reads: a node's pods with all their volumes and environments are
@@ -132,18 +140,18 @@ func (a *APIServer) watch(ctx context.Context) error {
 		return fmt.Errorf("watch pods: %w", err)
 	}
 	handler, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) {
-			a.version.Add(1)
+		AddFunc: func(now any) {
+			a.keep(now)
 			a.changes.notify()
 		},
 		UpdateFunc: func(before, now any) {
-			a.version.Add(1)
+			a.keep(now)
 			if matters(before, now) {
 				a.changes.notify()
 			}
 		},
-		DeleteFunc: func(any) {
-			a.version.Add(1)
+		DeleteFunc: func(last any) {
+			a.drop(last)
 			a.changes.notify()
 		},
 	})
@@ -158,6 +166,39 @@ func (a *APIServer) watch(ctx context.Context) error {
 	return nil
 }
 
+// keep reads a pod that came or changed.
+func (a *APIServer) keep(object any) {
+	pod, ok := object.(*corev1.Pod)
+	if !ok {
+		return
+	}
+	r := read{}
+	if r.pod, r.err = fromObject(pod, OriginAPI); r.err != nil {
+		// An unreadable pod is not a missing one: it stays known, so that its limit stays in force.
+		r.pod = Pod{
+			Pod: datapath.Pod{Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID)},
+			Err: r.err, Phase: pod.Status.Phase, Origin: OriginAPI,
+		}
+		r.err = fmt.Errorf("pod %s/%s: %w", pod.Namespace, pod.Name, r.err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.pods[types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name}] = r
+	a.latest = nil
+}
+
+// drop forgets a pod; what the watch missed the end of comes as a name only.
+func (a *APIServer) drop(object any) {
+	name, err := toolscache.DeletionHandlingObjectToName(object)
+	if err != nil {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.pods, types.NamespacedName{Namespace: name.Namespace, Name: name.Name})
+	a.latest = nil
+}
+
 // Snapshot implements Source.
 func (a *APIServer) Snapshot() Snapshot {
 	if !a.synced.Load() {
@@ -165,28 +206,20 @@ func (a *APIServer) Snapshot() Snapshot {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	version := a.version.Load() // before the list: what comes meanwhile is listed again
-	if a.taken == version+1 {
-		return a.latest
+	if a.latest != nil {
+		return *a.latest
 	}
-	var list corev1.PodList
-	if err := a.cache.List(context.Background(), &list, client.UnsafeDisableDeepCopy); err != nil {
-		return Snapshot{Problems: []error{fmt.Errorf("list pods: %w", err)}}
-	}
-	s := Snapshot{Complete: true}
-	for i := range list.Items {
-		pod := &list.Items[i]
-		p, err := fromObject(pod, OriginAPI)
-		if err != nil {
-			s.Problems = append(s.Problems, fmt.Errorf("pod %s/%s: %w", pod.Namespace, pod.Name, err))
-			// An unreadable pod is not a missing one: it stays known, so that its limit stays in force.
-			p = Pod{Pod: datapath.Pod{Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID)}, Err: err, Phase: pod.Status.Phase, Origin: OriginAPI}
+	s := &Snapshot{Complete: true, Pods: make([]Pod, 0, len(a.pods))}
+	for _, r := range a.pods {
+		s.Pods = append(s.Pods, r.pod)
+		if r.err != nil {
+			s.Problems = append(s.Problems, r.err)
 		}
-		s.Pods = append(s.Pods, p)
 	}
-	sort.Slice(s.Pods, func(i, j int) bool { return less(s.Pods[i], s.Pods[j]) })
-	a.latest, a.taken = s, version+1
-	return s
+	slices.SortFunc(s.Pods, compare)
+	slices.SortFunc(s.Problems, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	a.latest = s
+	return *s
 }
 
 // Changes implements Source.

@@ -9,7 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"sort"
+	"slices"
 	"sync"
 	"time"
 
@@ -200,7 +200,7 @@ func merge(files map[string]manifest) Snapshot {
 	for name := range files {
 		names = append(names, name)
 	}
-	sort.Strings(names)
+	slices.Sort(names)
 	s := Snapshot{Complete: true}
 	owner := map[string]string{} // UID and namespace/name, to the file
 	for _, name := range names {
@@ -222,6 +222,6 @@ func merge(files map[string]manifest) Snapshot {
 			s.Pods = append(s.Pods, pod)
 		}
 	}
-	sort.Slice(s.Pods, func(i, j int) bool { return less(s.Pods[i], s.Pods[j]) })
+	slices.SortFunc(s.Pods, compare)
 	return s
 }

@@ -5,7 +5,7 @@ package pods
 import (
 	"context"
 	"fmt"
-	"sort"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
@@ -99,7 +99,7 @@ func mergeLocal(s Snapshot, view *cni.View, alive func(netns string) bool) Snaps
 			}
 		}
 	}
-	sort.Slice(merged.Pods, func(i, j int) bool { return less(merged.Pods[i], merged.Pods[j]) })
+	slices.SortFunc(merged.Pods, compare)
 	return merged
 }
 
