@@ -219,7 +219,7 @@ func (e *Enforcer) awaitSync() {
 func (e *Enforcer) mayWait(reason Reason) bool {
 	now := e.now()
 	if !e.first || reason == 0 || reason&^(RoutesChanged|QdiscsChanged) != 0 || !e.opts.Datapath.Features().TCX ||
-		now.Sub(e.syncedAt) >= syncAtLeast || reason.has(QdiscsChanged) && now.Sub(e.lookedAt) >= lookEvery {
+		now.Sub(e.syncedAt) >= syncAtLeast || reason.has(QdiscsChanged) && e.opts.Rivals != nil && now.Sub(e.lookedAt) >= lookEvery {
 		return false
 	}
 	if e.unsynced == 0 {

@@ -4,16 +4,20 @@ package datapath
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/go-logr/logr/testr"
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/kubepace/kubepace/bandwidth"
@@ -157,6 +161,141 @@ func TestLifecycle(t *testing.T) {
 		}
 		if got := mustStates(t, bpffs); len(got) != 0 || hookOf(d.pins, a.Index) != HookNone {
 			t.Errorf("after remove: %v, hook %q", got, hookOf(d.pins, a.Index))
+		}
+	})
+}
+
+// TestKnownIsWhatWasSet: without a look into the kernel, and always the same as with one.
+func TestKnownIsWhatWasSet(t *testing.T) {
+	bpffs := tempBPFFS(t)
+	inNamespace(t, func(t *testing.T) {
+		d := mustOpen(t, bpffs)
+		same := func(when string) []State {
+			t.Helper()
+			known, err := d.Known()
+			states, err2 := d.States()
+			if err := errors.Join(err, err2); err != nil {
+				t.Errorf("%s: %v", when, err)
+			}
+			for i := range states {
+				states[i].Counters, states[i].Backlog, states[i].Horizon = Counters{}, 0, 0
+				for j := range states[i].Devices {
+					states[i].Devices[j].Name = ""
+				}
+			}
+			if diff := cmp.Diff(states, known, cmpopts.EquateEmpty()); diff != "" {
+				t.Errorf("%s (-kernel +known):\n%s", when, diff)
+			}
+			return known
+		}
+		a, b, c := mustVeth(t, "a"), mustVeth(t, "b"), mustVeth(t, "c")
+		web := Limit{Pod: Pod{"team", "web", "uid-web"}, Devices: []Device{b, a}, Rate: 10 * bandwidth.Megabit, Mode: ModePacing}
+		db := Limit{Pod: Pod{"team", "db", "uid-db"}, Devices: []Device{c}, Rate: bandwidth.Megabit}
+		set := func(l Limit) {
+			t.Helper()
+			if err := d.Set(l); err != nil {
+				t.Errorf("set: %v", err)
+			}
+		}
+		same("empty")
+		set(web)
+		set(db)
+		if known := same("set"); len(known) != 2 || known[0].Pod != db.Pod {
+			t.Errorf("%+v; want db before web", known)
+		}
+		web.Rate, web.Mode, web.Devices = 20*bandwidth.Megabit, ModePolicing, []Device{a}
+		set(web)
+		same("changed")
+		db.Devices = []Device{b} // which was web's
+		set(db)
+		same("another pod's device")
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+		d = mustOpen(t, bpffs)
+		defer d.Close()
+		same("adopted")
+		if err := d.Remove("uid-db"); err != nil {
+			t.Error(err)
+		}
+		if known := same("removed"); len(known) != 1 {
+			t.Errorf("%+v; want web alone", known)
+		}
+		// Somebody writes into the map: States sees it, and a Set puts it right.
+		if err := d.objects.KubepaceLimits.Put(d.pods["uid-web"].slot, paceLimit(bandwidth.Gigabit, ModePacing)); err != nil {
+			t.Errorf("write another limit: %v", err)
+		}
+		if states, err := d.States(); err != nil || len(states) != 1 || states[0].Rate != bandwidth.Gigabit {
+			t.Errorf("states %+v, %v; want what is in the map", states, err)
+		}
+		set(web)
+		same("put right")
+	})
+}
+
+// TestManyAtOnce: pods that come and go at the same time get slots, tables and devices of their own.
+func TestManyAtOnce(t *testing.T) {
+	bpffs := tempBPFFS(t)
+	inNamespace(t, func(t *testing.T) {
+		d := mustOpen(t, bpffs)
+		defer d.Close()
+		node, err := netns.Get()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer node.Close()
+		const pods = 24
+		limits := make([]Limit, pods)
+		for i := range limits {
+			name := fmt.Sprintf("p%02d", i)
+			limits[i] = Limit{Pod: Pod{"team", name, "uid-" + name}, Devices: []Device{mustVeth(t, name)}, Rate: bandwidth.Rate(i+1) * bandwidth.Megabit}
+		}
+		// Threads of their own, in the namespace of this one.
+		all := func(f func(i int) error) {
+			t.Helper()
+			errs := make([]error, pods)
+			var wg sync.WaitGroup
+			for i := range pods {
+				wg.Go(func() {
+					runtime.LockOSThread()
+					if errs[i] = netns.Set(node); errs[i] == nil {
+						errs[i] = f(i)
+					}
+				})
+			}
+			wg.Wait()
+			if err := errors.Join(errs...); err != nil {
+				t.Error(err)
+			}
+		}
+		for round := range 3 {
+			all(func(i int) error { return d.Set(limits[i]) })
+			states := mustStates(t, bpffs)
+			if len(states) != pods {
+				t.Errorf("round %d: %d pods; want %d", round, len(states), pods)
+				return
+			}
+			for i, s := range states {
+				if s.Rate != limits[i].Rate || len(s.Devices) != 1 || s.Devices[0].Index != limits[i].Devices[0].Index || s.Devices[0].Hook == HookNone {
+					t.Errorf("round %d: %+v; want %+v, attached", round, s, limits[i])
+				}
+			}
+			tables, _, err := entries[uint32](d.objects.KubepaceFlows)
+			if err != nil || len(tables) != pods {
+				t.Errorf("round %d: %d flow tables, %v; want %d", round, len(tables), err, pods)
+			}
+			// Half of them go while the others are changed.
+			all(func(i int) error {
+				if i%2 == 0 {
+					return d.Remove(limits[i].Pod.UID)
+				}
+				limits[i].Rate += bandwidth.Megabit
+				return d.Set(limits[i])
+			})
+			if got := mustStates(t, bpffs); len(got) != pods/2 || len(d.slots) != pods/2 {
+				t.Errorf("round %d: %d pods in %d slots; want %d", round, len(got), len(d.slots), pods/2)
+			}
 		}
 	})
 }

@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
+	toolscache "k8s.io/client-go/tools/cache"
 
 	"github.com/kubepace/kubepace/bandwidth"
 )
@@ -168,6 +169,34 @@ func TestAPIServerAway(t *testing.T) {
 	}
 	if s := source.Snapshot(); s.Complete {
 		t.Error("complete without an API server")
+	}
+}
+
+// TestWhatTheWatchMissed: a pod whose end was missed comes as a name; one that cannot be read stays known.
+func TestWhatTheWatchMissed(t *testing.T) {
+	a, err := NewAPIServer(&rest.Config{Host: "127.0.0.1:1"}, "node1", logr.Discard())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.synced.Store(true)
+	bad := object("bad", "10M", "10.0.0.1")
+	a.keep(object("web", "10M", "10.0.0.2"))
+	a.keep(bad)
+	first := a.Snapshot()
+	bad.Status.PodIP = "no address"
+	a.keep(bad)
+	s := a.Snapshot()
+	if len(first.Pods) != 2 || first.Pods[0].Err != nil || len(first.Problems) != 0 {
+		t.Errorf("%+v; want both, whatever came later", first)
+	}
+	if len(s.Pods) != 2 || s.Pods[0].Name != "bad" || s.Pods[0].Err == nil || len(s.Problems) != 1 || !strings.Contains(s.Problems[0].Error(), "default/bad") {
+		t.Errorf("%+v; want both, and what is wrong with one", s)
+	}
+	a.drop(toolscache.DeletedFinalStateUnknown{Key: "default/bad", Obj: "whatever"})
+	a.drop(object("web", "", ""))
+	a.drop(17)
+	if s := a.Snapshot(); len(s.Pods) != 0 || len(s.Problems) != 0 || !s.Complete {
+		t.Errorf("%+v; want none", s)
 	}
 }
 
