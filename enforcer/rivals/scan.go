@@ -40,14 +40,9 @@ func (s *Scanner) Close() { s.conn.Close() }
 // Look tells which of the devices another limiter is in charge of, by ifindex. exits are the devices by which packets
 // leave the node.
 func (s *Scanner) Look(devices, exits []int) (map[int]Rival, error) {
-	n := node{conn: s.conn}
+	n := node{conn: s.conn, many: len(devices) > many}
 	if len(devices) > few {
 		if err := n.listQdiscs(); err != nil {
-			return nil, err
-		}
-	}
-	if len(devices) > many {
-		if err := n.listLinks(); err != nil {
 			return nil, err
 		}
 	}
@@ -90,6 +85,7 @@ const few, many = 3, 64
 // node is the node's devices and their qdiscs, where they were listed.
 type node struct {
 	conn  *rtnl.Conn
+	many  bool                 // devices are listed when the first is asked for: on most nodes none is
 	links map[int]netlink.Link // nil: not listed
 	roots map[int]string       // kind of the root qdisc; nil: qdiscs were not listed
 	hooks map[int]bool         // has an ingress or clsact qdisc
@@ -126,6 +122,11 @@ func (n *node) listQdiscs() error {
 
 // link is nil where the device is gone.
 func (n *node) link(index int) (netlink.Link, error) {
+	if n.many && n.links == nil {
+		if err := n.listLinks(); err != nil {
+			return nil, err
+		}
+	}
 	if n.links != nil || index <= 0 { // 0: what a redirect to a device that is gone has
 		return n.links[index], nil
 	}

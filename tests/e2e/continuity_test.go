@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -30,12 +32,27 @@ type transfer struct {
 // startPull starts a pull and returns once bytes arrive.
 func (s *suite) startPull(ctx context.Context, t *testing.T, from pod, length time.Duration) *transfer {
 	t.Helper()
+	return s.startTransfer(ctx, t, func(ctx context.Context) (iperf.Received, error) { return s.tryPull(ctx, from, length) })
+}
+
+// pullByNode is a pull of node2 itself, which needs no kubectl, and so no API server.
+func (s *suite) pullByNode(ctx context.Context, from pod, length time.Duration) (iperf.Received, error) {
+	out, err := s.Nodes[1].Output(ctx, "iperf3", "-c", from.ip, "-R", "-C", "cubic", "-J", "-t", strconv.Itoa(int(length.Seconds())))
+	if err != nil {
+		return iperf.Received{}, fmt.Errorf("%w: %s", err, out)
+	}
+	return iperf.Parse([]byte(out))
+}
+
+// startTransfer starts a transfer to node2 and returns once bytes arrive.
+func (s *suite) startTransfer(ctx context.Context, t *testing.T, pull func(context.Context) (iperf.Received, error)) *transfer {
+	t.Helper()
 	watching, stop := context.WithCancel(ctx)
 	x := &transfer{pulled: make(chan error, 1), stop: stop, watched: make(chan error, 1)}
 	flows := make(chan struct{})
 	go func() {
 		var err error
-		x.got, err = s.tryPull(ctx, from, length)
+		x.got, err = pull(ctx)
 		x.pulled <- err
 	}()
 	go func() { x.watched <- x.watch(watching, s.Nodes[1], flows) }()
@@ -192,6 +209,73 @@ func (s *suite) nodePrograms(ctx context.Context, t *testing.T) {
 	s.results.add(row{step: "node-programs", what: "kubelet and containerd killed while it sends", asked: "10M", limit: "10M",
 		mbps: x.got.BitsPerSecond / 1e6, note: note})
 	s.awaitEnforced(ctx, t, server, "10M") // by kubectl exec: both are back
+}
+
+// outage: while nobody answers at the API server a limit stays, also under an agent that has never seen the API server; what
+// changes afterwards is followed as ever.
+func (s *suite) outage(ctx context.Context, t *testing.T) {
+	const away = 25 * time.Second // less than after which a node counts as lost
+	server := s.reference10M
+	node := s.Nodes[0]
+	kept := s.awaitEnforced(ctx, t, server, "10M")
+	former, err := s.agent(ctx, server.node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := s.startTransfer(ctx, t, func(ctx context.Context) (iperf.Received, error) {
+		return s.pullByNode(ctx, server, away+5*time.Second)
+	})
+	if err := s.FreezeAPI(); err != nil {
+		t.Fatal(err)
+	}
+	thawed := false
+	thaw := func() {
+		if err := s.ThawAPI(); err != nil && !thawed {
+			t.Error(err)
+		}
+		thawed = true
+	}
+	defer thaw()
+	frozen := time.Now()
+	if err := node.KillProcess("/kubepace-enforcer", "run"); err != nil {
+		t.Fatal(err)
+	}
+	// The kubelet starts it again. It is asked on the node itself: kubectl exec goes by the API server.
+	var said string
+	err = cluster.Poll(ctx, away-5*time.Second, func(ctx context.Context) error {
+		if said, err = node.Output(ctx, s.enforcerFile, "status"); err != nil {
+			return err
+		}
+		if !strings.Contains(said, "Agent: running since") {
+			return fmt.Errorf("no agent runs:\n%s", said)
+		}
+		out, err := node.Output(ctx, s.enforcerFile, "list", "-o", "json", "--interval=100ms")
+		if err != nil {
+			return err
+		}
+		pods, err := parseList(out)
+		if err != nil {
+			return err
+		}
+		if len(pods) != 1 || pods[0].Pod != server.name || pods[0].LimitBPS != kept.LimitBPS || len(pods[0].Devices) != 1 {
+			return fmt.Errorf("the node's list without the API server: %+v", pods)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	time.Sleep(time.Until(frozen.Add(cluster.Within(away))))
+	thaw()
+	x.end(t)
+	note := s.wantHeld(t, x, kept)
+	s.awaitAgent(ctx, t, server.node, func(p *corev1.Pod) bool { return "pod/"+p.Name == former })
+	for _, limit := range []string{"12M", "10M"} {
+		s.kubectl(ctx, t, "-n", server.namespace, "annotate", "pod", server.name, "--overwrite", bandwidth.AnnotationEgress+"="+limit)
+		kept = s.awaitEnforced(ctx, t, server, limit)
+	}
+	s.results.add(row{step: "outage", what: "the API server frozen, the agent killed meanwhile", asked: "10M", limit: kept.Limit,
+		mbps: x.got.BitsPerSecond / 1e6, note: note})
 }
 
 // deletion: nothing is left of a pod that is gone.

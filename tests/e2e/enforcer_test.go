@@ -35,6 +35,10 @@ func (s *suite) list(ctx context.Context, node string) ([]listed, error) {
 	if err != nil {
 		return nil, err
 	}
+	return parseList(out)
+}
+
+func parseList(out string) ([]listed, error) {
 	var got []listed
 	if err := json.Unmarshal([]byte(out), &got); err != nil {
 		return nil, fmt.Errorf("read list: %w: %s", err, out)

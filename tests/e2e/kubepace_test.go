@@ -56,6 +56,7 @@ func TestKubepace(t *testing.T) {
 		{"deletion", s.deletion},
 		{"agent-restart", s.agentRestart},
 		{"node-programs", s.nodePrograms},
+		{"outage", s.outage},
 		{"rollout", s.webhookRollout},
 		{"uninstall", s.uninstall},
 		{"node-restart", s.nodeRestart},

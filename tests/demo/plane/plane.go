@@ -37,7 +37,9 @@ type Options struct {
 
 // Plane is a running control plane.
 type Plane struct {
-	Admin *rest.Config // a member of system:masters
+	Admin     *rest.Config // a member of system:masters
+	APIServer *Process
+
 	opts  Options
 	pki   *pki
 	procs []*Process
@@ -67,15 +69,14 @@ func (p *Plane) start(ctx context.Context) error {
 	if err := etcd.Wait(ctx, func(ctx context.Context) error { return Answers(ctx, etcdURL+"/readyz") }); err != nil {
 		return err
 	}
-	apiserver, err := p.Run("kube-apiserver", p.apiserverArgs()...)
-	if err != nil {
+	if p.APIServer, err = p.Run("kube-apiserver", p.apiserverArgs()...); err != nil {
 		return err
 	}
 	client, err := kubernetes.NewForConfig(p.Admin)
 	if err != nil {
 		return fmt.Errorf("make client: %w", err)
 	}
-	return apiserver.Wait(ctx, func(ctx context.Context) error {
+	return p.APIServer.Wait(ctx, func(ctx context.Context) error {
 		return client.RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
 	})
 }

@@ -46,6 +46,14 @@ func StartProcess(name, logs, path string, args ...string) (*Process, error) {
 	return p, nil
 }
 
+// Signal sends a signal to the process group.
+func (p *Process) Signal(sig syscall.Signal) error {
+	if err := syscall.Kill(-p.cmd.Process.Pid, sig); err != nil {
+		return fmt.Errorf("signal %s: %w", p.Name, err)
+	}
+	return nil
+}
+
 // Stop ends the process group, kindly at first, and waits for it.
 func (p *Process) Stop() {
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {

@@ -16,6 +16,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -204,6 +205,13 @@ func ready(node *corev1.Node) bool {
 	}
 	return false
 }
+
+// FreezeAPI stops the API server in the middle of whatever it does: connections stay open, and nobody answers. ThawAPI lets it
+// go on.
+func (c *Cluster) FreezeAPI() error { return c.plane.APIServer.Signal(syscall.SIGSTOP) }
+
+// ThawAPI ends FreezeAPI.
+func (c *Cluster) ThawAPI() error { return c.plane.APIServer.Signal(syscall.SIGCONT) }
 
 // Stop ends the nodes and the control plane.
 func (c *Cluster) Stop() {
