@@ -2,9 +2,10 @@
 
 // Package enforcer makes the kernel keep the limits of this node's pods. One loop compares what is wanted (pods, their
 // devices, the mode that the node allows) with what the kernel holds, and changes the difference. It is driven by
-// levels, not by events: every pass looks at everything, an event only makes it come sooner. What is in the kernel
-// when the agent starts is adopted, and what has no pod any more is removed once the source of pods is complete; an
-// agent that stops leaves every limit in force.
+// levels, not by events: every pass compares all pods, an event only makes it come sooner; what the event cannot have
+// changed is taken from memory, and a resync takes nothing from there. What is in the kernel when the agent starts is
+// adopted, and what has no pod any more is removed once the source of pods is complete; an agent that stops leaves every
+// limit in force.
 package enforcer
 
 import (
@@ -47,9 +48,11 @@ var _ Qdiscs = (*qdisc.Manager)(nil)
 
 // Scan is one round of look-ups of pods' devices.
 type Scan interface {
-	// Find is called for several pods at once.
+	// Find and Whole are called for several pods at once.
 	Find(q device.Query) (device.Found, error)
 	Current(links []device.Link) bool
+	// Whole reports, cheaply, whether a pod that is Current has the interfaces that it had.
+	Whole(found device.Found) bool
 	Close()
 }
 
@@ -84,7 +87,7 @@ type Options struct {
 	// Compared is called after each full comparison. Optional.
 	Compared func()
 	Log      logr.Logger
-	// StatusFile is written whenever something changed. Optional.
+	// StatusFile is written where something changed, at most four times a second. Optional.
 	StatusFile string
 	Identity   Identity
 	Resync     time.Duration // full comparison; DefaultResync if zero
@@ -95,9 +98,9 @@ const (
 	DefaultResync = 2 * time.Minute
 	// beatEvery is how often a loop that has nothing to do says that it turns.
 	beatEvery = 30 * time.Second
-	// lookInside is how many resyncs pass between two looks into the namespaces of pods whose devices on the node are
-	// what they were, which takes longer with 250 pods than all else that a resync does. All that it finds is an
-	// interface that came to a pod later and leads elsewhere than to this node.
+	// lookInside is how many resyncs pass until a pod whose devices on the node are what they were is asked for its own
+	// interfaces: a question for each pod, which may have to wait for others' changes of the network. All that it finds
+	// is an interface that came to a pod later and leads elsewhere than to this node.
 	lookInside = 5
 	// settle gathers events that come together, such as those of one CNI ADD, into one pass.
 	settle = 10 * time.Millisecond

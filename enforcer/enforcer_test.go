@@ -103,18 +103,30 @@ func TestSetsOnceWhatAnEarlierAgentSet(t *testing.T) {
 	again.wantLimit("a", "10M", datapath.ModePacing)
 }
 
-// TestLooksInsideNowAndThen: a pod that stands as it did is looked into in one of lookInside resyncs.
+// TestLooksInsideNowAndThen: of a pod that stands as it did it is asked in one of lookInside resyncs whether it has the
+// interfaces that it had; only where it has not it is looked into.
 func TestLooksInsideNowAndThen(t *testing.T) {
 	w := newWorld(t)
 	w.pod("a", "10M", "10.0.0.11")
 	w.pass(Resync)
-	w.network.finds = 0
+	w.network.finds, w.network.wholes = 0, 0
 	for range 2 * lookInside {
 		w.pass(Resync)
 		w.pass(DevicesChanged)
 	}
-	if w.network.finds != 2 {
-		t.Errorf("%d looks in %d resyncs; want 2", w.network.finds, 2*lookInside)
+	if w.network.wholes != 2 || w.network.finds != 0 {
+		t.Errorf("asked %d times and looked %d times in %d resyncs; want 2 and none", w.network.wholes, w.network.finds, 2*lookInside)
+	}
+	w.network.torn = true
+	f := w.network.found["10.0.0.11"]
+	f.Unheld = []string{"net1 (macvlan)"}
+	w.network.found["10.0.0.11"] = f
+	for range lookInside {
+		w.pass(Resync)
+	}
+	w.wantReason("a", false, "net1 (macvlan)")
+	if w.network.finds != 1 {
+		t.Errorf("looked %d times; want once", w.network.finds)
 	}
 }
 

@@ -111,8 +111,7 @@ func (e *Enforcer) Run(ctx context.Context) error {
 	reason := Resync
 	for {
 		start := e.now()
-		e.pass(reason)
-		if e.opts.Passed != nil {
+		if made := e.pass(reason); made && e.opts.Passed != nil {
 			e.opts.Passed(e.now().Sub(start))
 		}
 		if e.opts.Compared != nil && reason.has(Resync) {
@@ -247,10 +246,11 @@ func (e *Enforcer) Status() Status {
 	return e.status
 }
 
-// pass compares everything that is wanted with everything that is, and changes the difference.
-func (e *Enforcer) pass(reason Reason) {
+// pass compares everything that is wanted with everything that is, and changes the difference; it reports false where it was
+// put off.
+func (e *Enforcer) pass(reason Reason) bool {
 	if e.mayWait(reason) {
-		return
+		return false
 	}
 	snapshot := e.opts.Source.Snapshot()
 	states, stateErr := e.states(reason)
@@ -272,7 +272,7 @@ func (e *Enforcer) pass(reason Reason) {
 		e.refuse(snapshot, closed)
 		e.logProblems(problems)
 		e.publish(snapshot, "none", closed.Err.Error(), problems)
-		return
+		return true
 	}
 	e.syncQdiscs(reason)
 	if e.exitsErr != nil {
@@ -289,6 +289,7 @@ func (e *Enforcer) pass(reason Reason) {
 	}
 	e.logProblems(problems)
 	e.publish(snapshot, mode.String(), why, problems)
+	return true
 }
 
 // states looks at the hooks themselves where they may not be what they were.

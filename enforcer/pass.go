@@ -62,7 +62,7 @@ func (e *Enforcer) locate(snapshot pods.Snapshot, reason Reason) error {
 		query.Left = p.seen && !there && !reason.has(Resync)
 		searches = append(searches, &search{pod: p, limited: pod.Limited(), query: query, current: current})
 	}
-	together(len(searches), func(i int) { searches[i].found, searches[i].err = scan.Find(searches[i].query) })
+	together(len(searches), func(i int) { searches[i].make(scan) })
 	for _, s := range searches {
 		e.found(s, now)
 	}
@@ -74,15 +74,24 @@ type search struct {
 	pod     *podState
 	limited bool
 	query   device.Query
-	current bool // what was found before still stands
+	current bool // what was found before still stands, on the node
+	whole   bool // and in the pod as well: there is nothing to find
 	found   device.Found
 	err     error
+}
+
+func (s *search) make(scan Scan) {
+	if s.current && s.query.Equal(s.pod.query) && scan.Whole(s.pod.found) {
+		s.whole = true
+		return
+	}
+	s.found, s.err = scan.Find(s.query)
 }
 
 // found takes what a search came to.
 func (e *Enforcer) found(s *search, now time.Time) {
 	p := s.pod
-	if s.current && device.Temporary(s.err) {
+	if s.whole || s.current && device.Temporary(s.err) {
 		return // the pod changed its addresses, or another took one: what was found still leads out of the pod
 	}
 	e.placed = e.placed || s.err == nil && s.limited && !slices.Equal(s.found.Devices, p.found.Devices)
@@ -192,7 +201,7 @@ func (e *Enforcer) syncAside(veths []int) {
 	go func() {
 		exits, err := e.opts.Qdiscs.Sync(veths)
 		done <- synced{exits, err}
-		e.Poke(0)
+		e.Poke(PodsChanged) // a reason that makes a pass, also among those that may wait
 	}()
 }
 
@@ -226,7 +235,7 @@ func (e *Enforcer) mayWait(reason Reason) bool {
 		e.owedAt = now
 	}
 	e.unsynced |= reason
-	e.lookOwed = e.lookOwed || reason.has(QdiscsChanged)
+	e.lookOwed = e.lookOwed || reason.has(QdiscsChanged) && e.opts.Rivals != nil
 	e.turned()
 	return true
 }
@@ -285,10 +294,32 @@ func (e *Enforcer) apply(snapshot pods.Snapshot, states map[string]datapath.Stat
 			wishes = append(wishes, w)
 		}
 	}
-	together(len(wishes), func(i int) { wishes[i].err = e.opts.Datapath.Set(wishes[i].limit) })
+	first, rest := apart(wishes)
+	together(len(first), func(i int) { first[i].err = e.opts.Datapath.Set(first[i].limit) })
+	for _, w := range rest {
+		w.err = e.opts.Datapath.Set(w.limit)
+	}
 	for _, w := range wishes {
 		e.keep(w.pod, w.state, e.conclude(w))
 	}
+}
+
+// apart splits off the wishes for a device that an earlier one names: two pods may be found by one address or be said to
+// have one namespace, and then the last one's limit holds, whole.
+func apart(wishes []*wish) (first, rest []*wish) {
+	claimed := map[int]bool{}
+	for _, w := range wishes {
+		shared := slices.ContainsFunc(w.limit.Devices, func(d datapath.Device) bool { return claimed[d.Index] })
+		for _, d := range w.limit.Devices {
+			claimed[d.Index] = true
+		}
+		if shared {
+			rest = append(rest, w)
+		} else {
+			first = append(first, w)
+		}
+	}
+	return first, rest
 }
 
 // wish is a limit that the kernel is to hold.

@@ -144,7 +144,7 @@ func TestPodsDoNotWaitForTheExits(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		t.Fatal("nobody says that the look is over")
 	}
-	w.pass(0)
+	w.pass(w.takeAsked() | RoutesChanged) // which alone may wait
 	w.wantLimit("late", "10M", datapath.ModePolicing)
 	if got := x.count(); got != 2 || w.syncing != nil {
 		t.Errorf("%d looks, another one aside: %v; want 2, and the next put off", got, w.syncing != nil)
@@ -170,15 +170,27 @@ func TestPodsDoNotWaitForTheExits(t *testing.T) {
 // TestRunAwaitsALookAside: nothing of the agent touches qdiscs once Run has returned.
 func TestRunAwaitsALookAside(t *testing.T) {
 	w, x := crowd(t)
-	w.pass(RoutesChanged)
+	w.now = time.Now
 	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
+	defer cancel()
 	done := make(chan error, 1)
-	x.end <- struct{}{} // the one aside
 	x.end <- struct{}{} // of the pass that Run begins with
 	go func() { done <- w.Run(ctx) }()
+	for began := time.Now(); x.count() < 3; time.Sleep(time.Millisecond) {
+		w.Poke(RoutesChanged)
+		if time.Since(began) > 10*time.Second {
+			t.Fatalf("%d looks; want one aside", x.count())
+		}
+	}
+	cancel()
+	select {
+	case err := <-done:
+		t.Fatalf("Run returned %v while a look runs", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	x.end <- struct{}{}
 	if err := <-done; err != nil || w.syncing != nil {
-		t.Errorf("Run returned %v while a look runs: %v", err, w.syncing != nil)
+		t.Errorf("Run returned %v, a look left: %v", err, w.syncing != nil)
 	}
 }
 
@@ -199,6 +211,12 @@ func TestRoutesAndFiltersMayWait(t *testing.T) {
 	if made(RoutesChanged) || made(QdiscsChanged) || made(RoutesChanged|QdiscsChanged) {
 		t.Error("a pass that only routes and filters ask for is made right after one")
 	}
+	w.opts.Rivals, w.lookOwed = nil, false
+	if made(QdiscsChanged) || w.lookOwed {
+		t.Error("a look for other limiters is owed where none are looked for")
+	}
+	w.opts.Rivals = &charge{}
+	w.pass(QdiscsChanged)
 	if wait := w.untilRetry(); wait > syncAtLeast || w.unsynced == 0 || !w.lookOwed {
 		t.Errorf("the next pass in %v, owed %v and %v", wait, w.unsynced, w.lookOwed)
 	}
@@ -250,5 +268,26 @@ func TestStatusFileIsNotWrittenWithEachPass(t *testing.T) {
 	}
 	if got := inFile(); got != 3 {
 		t.Errorf("%d pods in the file of an agent that ended; want 3", got)
+	}
+}
+
+// TestPodsThatShareADevice are not limited at the same time: one of them is to hold it, whole.
+func TestPodsThatShareADevice(t *testing.T) {
+	on := func(name string, devices ...int) *wish {
+		w := &wish{limit: datapath.Limit{Pod: datapath.Pod{Name: name}}}
+		for _, d := range devices {
+			w.limit.Devices = append(w.limit.Devices, datapath.Device{Index: d})
+		}
+		return w
+	}
+	namesOf := func(wishes []*wish) (names string) {
+		for _, w := range wishes {
+			names += w.limit.Pod.Name
+		}
+		return names
+	}
+	first, rest := apart([]*wish{on("a", 1), on("b", 2), on("c", 3, 1), on("d", 4), on("e", 3)})
+	if namesOf(first) != "abd" || namesOf(rest) != "ce" {
+		t.Errorf("at once %q, then %q; want abd, then ce", namesOf(first), namesOf(rest))
 	}
 }

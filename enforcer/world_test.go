@@ -101,11 +101,13 @@ func (x *exits) Sync(veths []int) (qdisc.Result, error) {
 
 // network answers by the pod's first address.
 type network struct {
-	mu    sync.Mutex
-	found map[string]device.Found
-	finds int
-	asked map[string]device.Query // latest, by UID
-	err   error
+	mu     sync.Mutex
+	found  map[string]device.Found
+	finds  int
+	wholes int
+	torn   bool                    // pods got further interfaces
+	asked  map[string]device.Query // latest, by UID
+	err    error
 }
 
 func (n *network) Find(q device.Query) (device.Found, error) {
@@ -142,6 +144,14 @@ func values(m map[string]device.Found) func(func(device.Found) bool) {
 			}
 		}
 	}
+}
+
+// Whole reports whether the pod's interfaces are those that were found.
+func (n *network) Whole(found device.Found) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.wholes++
+	return !n.torn
 }
 
 func (n *network) Close() {}

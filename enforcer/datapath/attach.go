@@ -191,6 +191,10 @@ func detach(p pins, ifindex int, ownClsact bool) error {
 		if err := l.Unpin(); err != nil {
 			return fmt.Errorf("unpin tcx link of device %d: %w", ifindex, err)
 		}
+		// Some kernels let an unpinned link go only a moment later, and take the program twice on no device meanwhile.
+		if err := l.Detach(); err != nil {
+			return fmt.Errorf("detach tcx link of device %d: %w", ifindex, err)
+		}
 		return nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {

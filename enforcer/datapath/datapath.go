@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -19,8 +20,9 @@ import (
 	"github.com/kubepace/kubepace/bpf"
 )
 
-// Datapath owns the kernel state under one bpffs folder. Its methods may be called from several goroutines, Set and Remove
-// of one pod by one at a time. At most one agent may own a folder.
+// Datapath owns the kernel state under one bpffs folder. Its methods may be called from several goroutines in the network
+// namespace of Open, Set and Remove of one pod, and of pods that share a device, by one at a time. At most one agent may own
+// a folder.
 type Datapath struct {
 	opts     Options
 	log      logr.Logger
@@ -155,6 +157,9 @@ func (d *Datapath) ensureEntry(pod Pod) (*entry, error) {
 		e = &entry{slot: slot, devices: map[int]bpf.EgressKubepaceDevice{}}
 	}
 	if err := d.objects.KubepaceIdentities.Put(e.slot, identityOf(pod)); err != nil {
+		if d.pods[pod.UID] == nil {
+			delete(d.slots, e.slot) // it is prepared anew, table and all, for whoever is next
+		}
 		return nil, fmt.Errorf("write identity: %w", err)
 	}
 	e.identity = pod
@@ -228,12 +233,15 @@ func (d *Datapath) setDevice(e *entry, ifindex int) error {
 	}
 	record, known := e.devices[ifindex]
 	at := d.lookBefore(ifindex, known)
+	record.Slot = e.slot
+	held := bpf.EgressKubepaceDevice{}
+	if err := d.objects.KubepaceDevices.Lookup(uint32(ifindex), &held); err != nil || held != record {
+		if err := d.objects.KubepaceDevices.Put(uint32(ifindex), record); err != nil {
+			return fmt.Errorf("write device %d: %w", ifindex, err)
+		}
+	}
 	if known && at.first() {
 		return nil
-	}
-	record.Slot = e.slot
-	if err := d.objects.KubepaceDevices.Put(uint32(ifindex), record); err != nil {
-		return fmt.Errorf("write device %d: %w", ifindex, err)
 	}
 	a, err := d.attachNew(ifindex, at)
 	if err != nil && !known {
@@ -282,6 +290,11 @@ func (d *Datapath) dropDevice(e *entry, ifindex int) error {
 	if err := detach(d.pins, ifindex, own); err != nil {
 		return err
 	}
+	return d.forgetDevice(e, ifindex)
+}
+
+// forgetDevice drops what is kept of a device that has nothing of ours any more.
+func (d *Datapath) forgetDevice(e *entry, ifindex int) error {
 	if err := d.deleteDevice(ifindex); err != nil {
 		return err
 	}
@@ -306,9 +319,14 @@ func (d *Datapath) Remove(uid string) error {
 	if e == nil {
 		return nil
 	}
+	devices := maps.Clone(e.devices)
 	var errs []error
-	for ifindex := range e.devices {
-		errs = append(errs, d.dropDevice(e, ifindex))
+	for ifindex, record := range devices {
+		err := d.unlocked(func() error { return detach(d.pins, ifindex, record.Flags&flagOwn != 0) })
+		if err == nil {
+			err = d.forgetDevice(e, ifindex)
+		}
+		errs = append(errs, err)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("pod %s: %w", e.identity, err)

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kubepace/kubepace/bandwidth"
+	"github.com/kubepace/kubepace/bpf"
 )
 
 // requireRoot skips, or fails where CI promised root.
@@ -206,9 +207,14 @@ func TestKnownIsWhatWasSet(t *testing.T) {
 		web.Rate, web.Mode, web.Devices = 20*bandwidth.Megabit, ModePolicing, []Device{a}
 		set(web)
 		same("changed")
-		db.Devices = []Device{b} // which was web's
-		set(db)
+		db.Devices = []Device{a}
+		set(db) // the number was given to another pod
 		same("another pod's device")
+		set(web)
+		same("and back")
+		db.Devices = []Device{b}
+		set(db)
+		same("apart")
 		if err := d.Close(); err != nil {
 			t.Error(err)
 		}
@@ -332,6 +338,47 @@ func TestSetRepairs(t *testing.T) {
 		}
 		if got := mustStates(t, bpffs); len(got) != 1 || got[0].Rate != web.Rate {
 			t.Errorf("%+v; want the limit %s again", got, web.Rate)
+		}
+		for what, write := range map[string]func() error{
+			"gone": func() error { return d.objects.KubepaceDevices.Delete(uint32(a.Index)) },
+			"another slot": func() error {
+				return d.objects.KubepaceDevices.Put(uint32(a.Index), bpf.EgressKubepaceDevice{Slot: 77})
+			},
+		} {
+			if err := write(); err != nil {
+				t.Errorf("%s: %v", what, err)
+			}
+			if err := d.Set(web); err != nil {
+				t.Errorf("%s: set: %v", what, err)
+			}
+			if got := mustStates(t, bpffs); len(got) != 1 || len(got[0].Devices) != 1 {
+				t.Errorf("%s: %+v; want the device again", what, got)
+			}
+		}
+	})
+}
+
+// TestFailedSetKeepsNoSlot: it is tried again and again.
+func TestFailedSetKeepsNoSlot(t *testing.T) {
+	bpffs := tempBPFFS(t)
+	inNamespace(t, func(t *testing.T) {
+		d := mustOpen(t, bpffs)
+		defer d.Close()
+		web := Limit{Pod: Pod{"team", "web", "uid-web"}, Devices: []Device{mustVeth(t, "a")}, Rate: bandwidth.Megabit}
+		whole := d.objects.KubepaceIdentities
+		broken, err := whole.Clone()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		broken.Close()
+		d.objects.KubepaceIdentities = broken
+		if err := d.Set(web); err == nil || len(d.slots) != 0 {
+			t.Errorf("set: %v with slots %v; want an error and none", err, d.slots)
+		}
+		d.objects.KubepaceIdentities = whole
+		if err := d.Set(web); err != nil || len(d.slots) != 1 {
+			t.Errorf("set: %v with slots %v; want one", err, d.slots)
 		}
 	})
 }

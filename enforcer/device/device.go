@@ -51,6 +51,23 @@ type Found struct {
 	Unheld []string
 	// Told: they were found by what the container runtime told of the pod's network.
 	Told bool
+	// inside are the interfaces of the pod's namespace; see Scan.Whole.
+	inside []interfaceID
+}
+
+// interfaceID tells one interface of a namespace from another.
+type interfaceID struct {
+	index      int
+	name, kind string
+}
+
+func interfacesOf(links []netlink.Link) []interfaceID {
+	list := make([]interfaceID, len(links))
+	for i, l := range links {
+		list[i] = interfaceID{l.Attrs().Index, l.Attrs().Name, l.Type()}
+	}
+	slices.SortFunc(list, func(a, b interfaceID) int { return a.index - b.index })
+	return list
 }
 
 // Link is one host-side device and what tells it from a later one with the same ifindex or name.
@@ -68,8 +85,10 @@ type Finder struct {
 	dir    string
 	owners func() *cni.View // may be nil
 	own    *namespace
-	host   *rtnl.Conn
 	links  links
+
+	asking sync.Mutex // held by who uses host
+	host   *rtnl.Conn
 }
 
 // NewFinder opens the caller's network namespace. An empty dir means DefaultNetnsDir; it need not exist.
@@ -111,6 +130,21 @@ func (f *Finder) Scan(anew bool) (*Scan, error) {
 		s.owners = f.owners()
 	}
 	return s, nil
+}
+
+// ask lends a connection to the node's namespace. The one that stays open is one question's from its start to its answer, which
+// may wait for the kernel's lock of all network configuration: who comes meanwhile gets one that ends with the question.
+func (f *Finder) ask(question func(*rtnl.Conn) error) error {
+	if f.asking.TryLock() {
+		defer f.asking.Unlock()
+		return question(f.host)
+	}
+	c, err := rtnl.Dial(f.own.handle)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return question(c)
 }
 
 func newLink(l netlink.Link) Link {
@@ -190,9 +224,27 @@ func (s *Scan) Current(links []Link) bool {
 	return len(links) > 0
 }
 
+// Whole reports whether a pod has the interfaces that it had when it was found, by one question from the node's side: a
+// look from inside takes ten times as long. False where the kernel does not say.
+func (s *Scan) Whole(found Found) bool {
+	if len(found.Devices) == 0 || len(found.inside) == 0 {
+		return false
+	}
+	var links []netlink.Link
+	err := s.finder.ask(func(c *rtnl.Conn) (err error) {
+		links, err = rtnl.Dump(func() ([]netlink.Link, error) { return c.LinkListIn(found.Devices[0].PeerN) })
+		return err
+	})
+	return err == nil && slices.Equal(interfacesOf(links), found.inside)
+}
+
 // now asks the kernel for one device: no notice tells that the other end of a pair was moved or numbered anew.
 func (s *Scan) now(index int) (Link, bool, error) {
-	l, err := s.finder.host.LinkByIndex(index)
+	var l netlink.Link
+	err := s.finder.ask(func(c *rtnl.Conn) (err error) {
+		l, err = c.LinkByIndex(index)
+		return err
+	})
 	if notFound := (netlink.LinkNotFoundError{}); errors.As(err, &notFound) {
 		return Link{}, false, nil
 	}
@@ -331,11 +383,15 @@ func (s *Scan) peers(ns *namespace) (Found, error) {
 	if err != nil {
 		return Found{}, fmt.Errorf("get namespace id in %s: %w", ns.path, err)
 	}
-	theirs, err := s.finder.host.GetNetNsIdByFd(int(ns.handle))
+	var theirs int
+	err = s.finder.ask(func(c *rtnl.Conn) (err error) {
+		theirs, err = c.GetNetNsIdByFd(int(ns.handle))
+		return err
+	})
 	if err != nil {
 		return Found{}, fmt.Errorf("get namespace id of %s: %w", ns.path, err)
 	}
-	var found Found
+	found := Found{inside: interfacesOf(links)}
 	for _, l := range links {
 		inside := newLink(l)
 		if !sends(inside) {

@@ -5,6 +5,7 @@ package device
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/kubepace/kubepace/enforcer/internal/rtnl"
 )
@@ -266,5 +268,77 @@ func TestWatch(t *testing.T) {
 				n.t.Errorf("watch ended with %v", err)
 			}
 		}
+	})
+}
+
+// TestWhole: what came into a pod, or left it, shows from the node's side.
+func TestWhole(t *testing.T) {
+	inNode(t, func(n *node) {
+		pod, other := n.pod("a", nil), n.pod("b", nil)
+		n.veth("veth-b", "eth0", other, "10.1.0.3/24") // so that ids of namespaces differ
+		n.veth("veth-a", "eth0", pod, "10.1.0.2/24")
+		h, err := netlink.NewHandleAt(pod)
+		n.must(err, "open handle")
+		defer h.Close()
+		f, err := NewFinder(n.dir)
+		n.must(err, "new finder")
+		defer f.Close()
+		whole := func(found Found) bool {
+			n.t.Helper()
+			s := n.scan(f, false)
+			defer s.Close()
+			return s.Whole(found)
+		}
+		found := n.want(Query{IPs: ips("10.1.0.2")}, "veth-a")
+		n.want(Query{IPs: ips("10.1.0.3")}, "veth-b")
+		if !whole(found) || !whole(found) {
+			n.t.Error("not whole, and nothing changed")
+		}
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = "br0"
+		bridge := &netlink.Bridge{LinkAttrs: attrs}
+		n.must(h.LinkAdd(bridge), "add bridge")
+		if whole(found) {
+			n.t.Error("whole with a further interface")
+		}
+		more := n.want(Query{IPs: ips("10.1.0.2")}, "veth-a")
+		if !whole(more) {
+			n.t.Error("not whole after another look")
+		}
+		n.must(h.LinkDel(bridge), "delete bridge")
+		if whole(more) || !whole(found) {
+			n.t.Error("whole without an interface that it had, or not whole with what it had at first")
+		}
+		if whole(Found{}) || whole(Found{Devices: found.Devices}) {
+			n.t.Error("nothing is whole")
+		}
+	})
+}
+
+// TestFindSeveralAtOnce: as the loop does.
+func TestFindSeveralAtOnce(t *testing.T) {
+	inNode(t, func(n *node) {
+		const pods = 12
+		var group errgroup.Group
+		f, err := NewFinder(n.dir)
+		n.must(err, "new finder")
+		defer f.Close()
+		for i := range pods {
+			n.veth(fmt.Sprintf("veth-%d", i), "eth0", n.pod(fmt.Sprintf("p%d", i), nil), fmt.Sprintf("10.1.0.%d/24", 10+i))
+		}
+		s := n.scan(f, false)
+		defer s.Close()
+		for i := range pods {
+			for _, q := range []Query{{IPs: ips(fmt.Sprintf("10.1.0.%d", 10+i))}, {Netns: filepath.Join(n.dir, fmt.Sprintf("p%d", i))}} {
+				group.Go(func() error {
+					found, err := s.Find(q)
+					if err != nil || len(found.Devices) != 1 || found.Devices[0].Name != fmt.Sprintf("veth-%d", i) || !s.Current(found.Devices) || !s.Whole(found) {
+						return fmt.Errorf("%+v: found %+v, %w", q, found, err)
+					}
+					return nil
+				})
+			}
+		}
+		n.must(group.Wait(), "find")
 	})
 }

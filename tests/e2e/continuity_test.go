@@ -4,10 +4,10 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -223,7 +223,7 @@ func (s *suite) outage(ctx context.Context, t *testing.T) {
 		t.Fatal(err)
 	}
 	x := s.startTransfer(ctx, t, func(ctx context.Context) (iperf.Received, error) {
-		return s.pullByNode(ctx, server, away+5*time.Second)
+		return s.pullByNode(ctx, server, cluster.Within(away)+5*time.Second)
 	})
 	if err := s.FreezeAPI(); err != nil {
 		t.Fatal(err)
@@ -241,16 +241,24 @@ func (s *suite) outage(ctx context.Context, t *testing.T) {
 		t.Fatal(err)
 	}
 	// The kubelet starts it again. It is asked on the node itself: kubectl exec goes by the API server.
-	var said string
 	err = cluster.Poll(ctx, away-5*time.Second, func(ctx context.Context) error {
-		if said, err = node.Output(ctx, s.enforcerFile, "status"); err != nil {
+		out, err := node.Output(ctx, s.enforcerFile, "status", "-o", "json")
+		if err != nil {
 			return err
 		}
-		if !strings.Contains(said, "Agent: running since") {
-			return fmt.Errorf("no agent runs:\n%s", said)
+		var status struct {
+			Agent struct {
+				Running, Synced bool
+				Started         time.Time
+			}
 		}
-		out, err := node.Output(ctx, s.enforcerFile, "list", "-o", "json", "--interval=100ms")
-		if err != nil {
+		if err := json.Unmarshal([]byte(out), &status); err != nil {
+			return fmt.Errorf("read status: %w: %s", err, out)
+		}
+		if a := status.Agent; !a.Running || a.Synced || a.Started.Before(frozen.Truncate(time.Second)) {
+			return fmt.Errorf("no agent that has started since: %+v", a)
+		}
+		if out, err = node.Output(ctx, s.enforcerFile, "list", "-o", "json", "--interval=100ms"); err != nil {
 			return err
 		}
 		pods, err := parseList(out)

@@ -104,6 +104,8 @@ func (k *kernel) Find(q device.Query) (device.Found, error) {
 	return device.Found{}, &device.NotFoundError{IPs: q.IPs, Dir: "/run/netns"}
 }
 
+func (k *kernel) Whole(device.Found) bool { return true }
+
 func (k *kernel) Current(links []device.Link) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()

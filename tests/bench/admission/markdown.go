@@ -19,7 +19,7 @@ func (r *Result) markdown() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "\nA %s run of `make bench-admission`: %d rounds that take turns, client, etcd, kube-apiserver and webhook together on %d processors, %d namespaces, Linux %s, begun %s, took %.0f s.\n",
 		r.Plan.Mode, r.Plan.Rounds, r.CPUs, r.Plan.Namespaces, r.Kernel, r.Started, r.Seconds)
-	b.WriteString("An *unremarkable* pod is in a namespace without a policy: only the mutating webhook is called. A *capped* pod asks for more than its namespace's maximum: both are called. CEL: a MutatingAdmissionPolicy and a ValidatingAdmissionPolicy that default and cap, nothing more.\n")
+	b.WriteString("An *unremarkable* pod is in a namespace without a policy: only the mutating webhook is called. A *capped* pod asks for more than its namespace's maximum: both are called. Empty webhooks: called for the same pods, in a process of their own, which reads the review and answers at once. CEL: a MutatingAdmissionPolicy and a ValidatingAdmissionPolicy that default and cap, nothing more.\n")
 	r.writeVerdicts(&b)
 	r.writeCreates(&b)
 	b.WriteString("\n| handler alone, one core (bytes in, bytes out; no HTTP connection, no TLS) | reviews/s | µs each | bytes allocated | allocations |\n|---|---|---|---|---|\n")
@@ -44,6 +44,10 @@ func (r *Result) writeVerdicts(b *strings.Builder) {
 	for _, k := range podKinds {
 		got := added(r.series(k.Name, kubepace).OneP50, r.series(k.Name, none).OneP50)
 		fmt.Fprintf(b, "| adds to the median create of a pod, one client: %s | %.2f ms | ≤ %.1f ms | %s |\n", k.Name, got, k.target, verdict(got <= k.target))
+	}
+	for _, k := range podKinds {
+		got := added(r.series(k.Name, bare).OneP50, r.series(k.Name, none).OneP50)
+		fmt.Fprintf(b, "| what webhooks add that do nothing but answer, in the same rounds: %s | %.2f ms | | |\n", k.Name, got)
 	}
 	for _, h := range r.Handlers {
 		fmt.Fprintf(b, "| handler %s, ten containers, one core | %.0f reviews/s | ≥ %d | %s |\n", h.Name, h.ReviewsPerSecond, handlerTarget, verdict(h.ReviewsPerSecond >= handlerTarget))

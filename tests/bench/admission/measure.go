@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -48,7 +49,12 @@ func measure(ctx context.Context, p plan) (_ *Result, err error) {
 		return nil, err
 	}
 	defer func() { _ = webhook.Stop() }()
-	s, err := newSwitch(ctx, cluster, webhook)
+	nothing, err := newFloor(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, nothing.stop()) }()
+	s, err := newSwitch(ctx, cluster, webhook, nothing)
 	if err != nil {
 		return nil, err
 	}

@@ -20,10 +20,11 @@ var (
 )
 
 // variants are what pods are created with, in the order of the tables.
-var variants = []string{none, cel, kubepace}
+var variants = []string{none, bare, cel, kubepace}
 
 const (
 	none     = "none"
+	bare     = "empty webhooks"
 	cel      = "CEL"
 	kubepace = "kubepace"
 )
@@ -44,11 +45,11 @@ const handlerTarget = 5000
 var podKinds = []podKind{
 	{
 		Name: "unremarkable", namespace: "plain", target: 1.5,
-		gets: map[string]string{none: "", cel: "", kubepace: ""},
+		gets: map[string]string{none: "", bare: "", cel: "", kubepace: ""},
 	},
 	{
 		Name: "capped", namespace: "bounded", asks: "1G", target: 2.5,
 		labels: map[string]string{"egress.kubepace.io/max": "50M", "egress.kubepace.io/default": "25M"},
-		gets:   map[string]string{none: "1G", cel: "50M", kubepace: "50M"},
+		gets:   map[string]string{none: "1G", bare: "50M", cel: "50M", kubepace: "50M"},
 	},
 }

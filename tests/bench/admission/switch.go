@@ -32,13 +32,14 @@ var celManifests []byte
 type adminSwitch struct {
 	*lab.Cluster
 	webhook *lab.Replica
+	floor   *floor
 	objects map[string][]*unstructured.Unstructured // what a variant adds to admission
 	on      string
 }
 
 // newSwitch installs everything of kubepace but admission, and the namespaces of the pods.
-func newSwitch(ctx context.Context, c *lab.Cluster, webhook *lab.Replica) (*adminSwitch, error) {
-	s := &adminSwitch{Cluster: c, webhook: webhook, objects: map[string][]*unstructured.Unstructured{}, on: none}
+func newSwitch(ctx context.Context, c *lab.Cluster, webhook *lab.Replica, floor *floor) (*adminSwitch, error) {
+	s := &adminSwitch{Cluster: c, webhook: webhook, floor: floor, objects: map[string][]*unstructured.Unstructured{}, on: none}
 	base, err := c.Manifests("manifests/base")
 	if err != nil {
 		return nil, err
@@ -54,8 +55,10 @@ func newSwitch(ctx context.Context, c *lab.Cluster, webhook *lab.Replica) (*admi
 	if err := c.Install(ctx, rest, "", nil); err != nil {
 		return nil, err
 	}
-	if s.objects[cel], err = decode(celManifests); err != nil {
-		return nil, err
+	for variant, manifests := range map[string][]byte{bare: floorManifests, cel: celManifests} {
+		if s.objects[variant], err = decode(manifests); err != nil {
+			return nil, err
+		}
 	}
 	for _, k := range podKinds {
 		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: k.namespace, Labels: k.labels}}
@@ -88,7 +91,7 @@ func (s *adminSwitch) to(ctx context.Context, variant string) error {
 		}
 	}
 	s.on = variant
-	if err := s.run(ctx, variant == kubepace); err != nil {
+	if err := s.runFor(ctx, variant); err != nil {
 		return err
 	}
 	var fresh []*unstructured.Unstructured
@@ -116,6 +119,14 @@ func (s *adminSwitch) to(ctx context.Context, variant string) error {
 	return nil
 }
 
+// runFor starts the variant's process and ends the others'.
+func (s *adminSwitch) runFor(ctx context.Context, variant string) error {
+	if err := errors.Join(s.floor.stop(), s.run(ctx, variant == kubepace)); err != nil || variant != bare {
+		return err
+	}
+	return s.floor.start()
+}
+
 // run starts the webhook or ends it.
 func (s *adminSwitch) run(ctx context.Context, wanted bool) error {
 	if !wanted {
@@ -128,11 +139,15 @@ func (s *adminSwitch) run(ctx context.Context, wanted bool) error {
 }
 
 func (s *adminSwitch) install(ctx context.Context, objects []*unstructured.Unstructured) error {
-	url := "https://" + s.webhook.Address
-	if s.on != kubepace {
-		url = ""
+	switch s.on {
+	case kubepace:
+		return s.Install(ctx, objects, "https://"+s.webhook.Address, nil)
+	case bare:
+		return s.Install(ctx, objects, s.floor.url, func(webhook map[string]any) {
+			webhook["clientConfig"].(map[string]any)["caBundle"] = s.floor.bundle
+		})
 	}
-	return s.Install(ctx, objects, url, nil)
+	return s.Install(ctx, objects, "", nil)
 }
 
 // probe tries a pod without leaving one.

@@ -209,5 +209,8 @@ func deviceOf(ip netip.Addr) device.Link {
 // Current implements enforcer.Scan.
 func (m *memory) Current(links []device.Link) bool { return len(links) > 0 }
 
+// Whole implements enforcer.Scan.
+func (m *memory) Whole(device.Found) bool { return true }
+
 // Close implements enforcer.Scan.
 func (m *memory) Close() {}
