@@ -116,6 +116,7 @@ func (x *slowExits) count() int {
 // crowd is a world whose first look at the exits is over, with so many pods that the next ones are made aside.
 func crowd(t *testing.T) (*world, *slowExits) {
 	w := newWorld(t)
+	w.kernel.features.TCX = true
 	x := &slowExits{end: make(chan struct{}, 1), result: w.exits.result}
 	w.opts.Qdiscs = x
 	for i := range manyVeths + 1 {
