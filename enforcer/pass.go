@@ -81,8 +81,7 @@ type search struct {
 }
 
 func (s *search) make(scan Scan) {
-	if s.current && s.query.Equal(s.pod.query) && scan.Whole(s.pod.found) {
-		s.whole = true
+	if s.whole = s.current && scan.Whole(s.pod.found); s.whole {
 		return
 	}
 	s.found, s.err = scan.Find(s.query)
@@ -91,8 +90,9 @@ func (s *search) make(scan Scan) {
 // found takes what a search came to.
 func (e *Enforcer) found(s *search, now time.Time) {
 	p := s.pod
+	// The pod may have changed its addresses, or another took one: what was found still leads out of the pod.
 	if s.whole || s.current && device.Temporary(s.err) {
-		return // the pod changed its addresses, or another took one: what was found still leads out of the pod
+		return
 	}
 	e.placed = e.placed || s.err == nil && s.limited && !slices.Equal(s.found.Devices, p.found.Devices)
 	p.query, p.found, p.err = s.query, s.found, s.err
