@@ -24,9 +24,10 @@ func pathOf(r *http.Request) []string { return strings.Split(r.URL.Path, "/") }
 // run gives a pod an address, as its kubelet would.
 func (c *cluster) run(t *testing.T, pod *corev1.Pod, ip string) {
 	t.Helper()
+	before := pod.DeepCopy()
 	pod.Status.Phase, pod.Status.PodIP, pod.Status.PodIPs = corev1.PodRunning, ip, []corev1.PodIP{{IP: ip}}
 	pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
-	must(t, c.Client.Status().Update(t.Context(), pod))
+	must(t, c.Client.Status().Patch(t.Context(), pod, client.StrategicMergeFrom(before))) // the agent may have written meanwhile
 }
 
 // condition is ours of a pod; nil where it has none.
