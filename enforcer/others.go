@@ -29,7 +29,7 @@ type RepairObserver interface {
 
 const (
 	// watchHooksEvery leaves time for a pass, so that a limit is back within a second.
-	watchHooksEvery = 850 * time.Millisecond
+	watchHooksEvery = 920 * time.Millisecond
 	// repairEvery bounds how often a hook is put right: whoever removes it may be as stubborn.
 	repairEvery = time.Second
 	// lookEvery bounds looks for other limiters because filters changed: they may be our own.

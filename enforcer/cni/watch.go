@@ -14,8 +14,12 @@ import (
 	"github.com/fsnotify/fsnotify"
 )
 
-// rescan finds what inotify cannot report: a folder that was made anew; and files that stay unreadable.
-const rescan = 5 * time.Second
+const (
+	// rescan finds what inotify cannot report: a folder that is not there yet, and files that stay unreadable.
+	rescan = 5 * time.Second
+	// calmRescans are how many of them pass while there is neither. Each wakes a processor.
+	calmRescans = 12
+)
 
 // Run follows the folder until ctx ends; it returns nil then.
 func (c *Cache) Run(ctx context.Context) error {
@@ -27,7 +31,16 @@ func (c *Cache) Run(ctx context.Context) error {
 	ticker := time.NewTicker(c.rescan)
 	defer ticker.Stop()
 	c.follow(watcher)
+	every := c.rescan
 	for {
+		wanted := c.rescan
+		if slices.Contains(watcher.WatchList(), c.dir) && c.asScanned() {
+			wanted *= calmRescans
+		}
+		if wanted != every { // not each time: events must not keep it from ticking
+			every = wanted
+			ticker.Reset(every)
+		}
 		select {
 		case <-ctx.Done():
 			return nil

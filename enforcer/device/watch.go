@@ -13,8 +13,12 @@ import (
 	"github.com/kubepace/kubepace/enforcer/internal/rtnl"
 )
 
-// rewatch is how often a folder of namespaces that does not exist yet is looked for.
-const rewatch = 5 * time.Second
+const (
+	// rewatch is how often a folder of namespaces that does not exist yet is looked for.
+	rewatch = 5 * time.Second
+	// stillWatched is how often one that is watched is. Its end is told, but for a mount that goes.
+	stillWatched = time.Minute
+)
 
 // WatchNode calls changed for each change of the node's devices, routes, qdiscs and filters, until ctx ends. ready is
 // called when no later change can be missed.
@@ -49,7 +53,16 @@ func (f *Finder) WatchNetns(ctx context.Context, changed func()) error {
 	defer ticker.Stop()
 	// A folder that is missing is no error: ip-netns(8) and the runtimes make it when they need it.
 	_ = watcher.Add(f.dir)
+	every := rewatch
 	for {
+		wanted := stillWatched
+		if len(watcher.WatchList()) == 0 {
+			wanted = rewatch
+		}
+		if wanted != every { // not each time: events must not keep it from ticking
+			every = wanted
+			ticker.Reset(every)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
