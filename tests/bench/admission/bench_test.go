@@ -4,6 +4,7 @@ package main
 
 import (
 	"encoding/json"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -91,13 +92,13 @@ func TestReply(t *testing.T) {
 	} {
 		body := `{"kind":"AdmissionReview","request":{"uid":"the-request","namespace":"` + test.namespace + `","object":{"metadata":{"uid":"other"}}}}`
 		w := httptest.NewRecorder()
-		reply(w, httptest.NewRequest("POST", test.path, strings.NewReader(body)))
+		reply(w, httptest.NewRequest(http.MethodPost, test.path, strings.NewReader(body)))
 		if got := w.Body.String(); w.Code != 200 || !json.Valid(w.Body.Bytes()) || !strings.Contains(got, `"uid":"the-request"`) || !strings.Contains(got, test.want) {
 			t.Errorf("%s of %s: %d %s; want %s", test.path, test.namespace, w.Code, got, test.want)
 		}
 	}
 	w := httptest.NewRecorder()
-	if reply(w, httptest.NewRequest("POST", "/mutate", strings.NewReader("x"))); w.Code != 400 {
+	if reply(w, httptest.NewRequest(http.MethodPost, "/mutate", strings.NewReader("x"))); w.Code != 400 {
 		t.Errorf("%d for no review", w.Code)
 	}
 }
