@@ -66,7 +66,7 @@ test-vm: build root-here ## the same in QEMU on Debian's kernels: KERNELS="5.10 
 	FULL=$(FULL) QUICK=$(quick) tests/vm/suite.sh $(KERNELS)
 
 .PHONY: bench-admission
-bench-admission: go-there ## what admission costs through a real kube-apiserver, beside none and CEL, into docs/benchmarks-admission.md (about 8 minutes; QUICK=1: 3)
+bench-admission: go-there ## what admission costs through a real kube-apiserver, beside none and CEL, into docs/benchmarks-admission.md (about 10 minutes; QUICK=1: 4)
 	assets=$$(tests/kube/build.sh etcd kube-apiserver kubectl) && KUBEBUILDER_ASSETS=$$assets go run ./tests/bench/admission $(if $(QUICK),--quick)
 
 .PHONY: bench-datapath
