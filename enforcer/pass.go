@@ -209,17 +209,19 @@ func (e *Enforcer) syncAside(veths []int) {
 func (e *Enforcer) takeSync() {
 	select {
 	case s := <-e.syncing:
-		e.exits, e.exitsErr, e.syncing = s.exits, s.err, nil
+		e.syncedAside(s)
 	default:
 	}
 }
 
 // awaitSync waits for the end of a look aside.
 func (e *Enforcer) awaitSync() {
-	if e.syncing == nil {
-		return
+	if e.syncing != nil {
+		e.syncedAside(<-e.syncing)
 	}
-	s := <-e.syncing
+}
+
+func (e *Enforcer) syncedAside(s synced) {
 	e.exits, e.exitsErr, e.syncing = s.exits, s.err, nil
 }
 

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -234,11 +233,8 @@ func (d *Datapath) setDevice(e *entry, ifindex int) error {
 	record, known := e.devices[ifindex]
 	at := d.lookBefore(ifindex, known)
 	record.Slot = e.slot
-	held := bpf.EgressKubepaceDevice{}
-	if err := d.objects.KubepaceDevices.Lookup(uint32(ifindex), &held); err != nil || held != record {
-		if err := d.objects.KubepaceDevices.Put(uint32(ifindex), record); err != nil {
-			return fmt.Errorf("write device %d: %w", ifindex, err)
-		}
+	if err := d.objects.KubepaceDevices.Put(uint32(ifindex), record); err != nil {
+		return fmt.Errorf("write device %d: %w", ifindex, err)
 	}
 	if known && at.first() {
 		return nil
@@ -285,16 +281,12 @@ func (d *Datapath) lookBefore(ifindex int, known bool) position {
 	return d.look(ifindex)
 }
 
+// dropDevice takes the program off a device and forgets the device. Called with mu held; others may work meanwhile.
 func (d *Datapath) dropDevice(e *entry, ifindex int) error {
 	own := e.devices[ifindex].Flags&flagOwn != 0
-	if err := detach(d.pins, ifindex, own); err != nil {
+	if err := d.unlocked(func() error { return detach(d.pins, ifindex, own) }); err != nil {
 		return err
 	}
-	return d.forgetDevice(e, ifindex)
-}
-
-// forgetDevice drops what is kept of a device that has nothing of ours any more.
-func (d *Datapath) forgetDevice(e *entry, ifindex int) error {
 	if err := d.deleteDevice(ifindex); err != nil {
 		return err
 	}
@@ -319,14 +311,9 @@ func (d *Datapath) Remove(uid string) error {
 	if e == nil {
 		return nil
 	}
-	devices := maps.Clone(e.devices)
 	var errs []error
-	for ifindex, record := range devices {
-		err := d.unlocked(func() error { return detach(d.pins, ifindex, record.Flags&flagOwn != 0) })
-		if err == nil {
-			err = d.forgetDevice(e, ifindex)
-		}
-		errs = append(errs, err)
+	for ifindex := range e.devices {
+		errs = append(errs, d.dropDevice(e, ifindex))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("pod %s: %w", e.identity, err)

@@ -181,6 +181,8 @@ func (d *Datapath) pin(coll *ebpf.Collection, have map[string]*ebpf.Map) error {
 // adopt rebuilds the agent's knowledge from the maps and gives every device the new program. A device that is gone
 // loses its entry.
 func (d *Datapath) adopt() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	bySlot := map[uint32]*entry{}
 	slots, identities, err := entries[bpf.EgressKubepaceIdentity](d.objects.KubepaceIdentities)
 	if err != nil {

@@ -99,9 +99,7 @@ func sortStates(states []State) {
 	for _, s := range states {
 		slices.SortFunc(s.Devices, func(a, b Device) int { return cmp.Compare(a.Index, b.Index) })
 	}
-	slices.SortFunc(states, func(a, b State) int {
-		return cmp.Or(cmp.Compare(a.Pod.Namespace, b.Pod.Namespace), cmp.Compare(a.Pod.Name, b.Pod.Name), cmp.Compare(a.Pod.UID, b.Pod.UID))
-	})
+	slices.SortFunc(states, func(a, b State) int { return a.Pod.Compare(b.Pod) })
 }
 
 // nameOf is empty where the device is gone.

@@ -7,6 +7,7 @@
 package datapath
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -60,6 +61,11 @@ type Pod struct {
 }
 
 func (p Pod) String() string { return p.Namespace + "/" + p.Name }
+
+// Compare orders by namespace, name and UID.
+func (p Pod) Compare(o Pod) int {
+	return cmp.Or(cmp.Compare(p.Namespace, o.Namespace), cmp.Compare(p.Name, o.Name), cmp.Compare(p.UID, o.UID))
+}
 
 // Device is a pod's host-side network device, in the network namespace of the agent.
 type Device struct {

@@ -5,7 +5,6 @@
 package pods
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -197,7 +196,4 @@ func clip(text string) string {
 	return text
 }
 
-// compare orders by namespace, name and UID.
-func compare(a, b Pod) int {
-	return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name), cmp.Compare(a.UID, b.UID))
-}
+func compare(a, b Pod) int { return a.Pod.Compare(b.Pod) }
