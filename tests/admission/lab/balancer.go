@@ -3,6 +3,7 @@
 package lab
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"net"
@@ -11,8 +12,9 @@ import (
 	"time"
 )
 
-// Balancer stands for a Service: new connections go to ready replicas in turn, and stay where they are until one end
-// closes them, whatever becomes of the replica's readiness. It dials once, as kube-proxy does.
+// Balancer stands for a Service: a new connection goes to the ready replica that was sent the least so far, and stays
+// where it is until one end closes it, whatever becomes of the replica's readiness. It dials once, as kube-proxy does.
+// Not in turn: the API server dials a few times at once and uses one of them, so that the turn may never come to all.
 type Balancer struct {
 	URL string // https://
 
@@ -23,7 +25,7 @@ type Balancer struct {
 
 	mu    sync.Mutex
 	ready []string
-	turn  int
+	sent  map[string]int64 // bytes, by address
 	conns map[net.Conn]bool
 }
 
@@ -38,7 +40,7 @@ func NewBalancer(replicas ...*Replica) (*Balancer, error) {
 	}
 	b := &Balancer{
 		URL: "https://" + l.Addr().String(), listener: l, replicas: replicas,
-		done: make(chan struct{}), conns: map[net.Conn]bool{},
+		done: make(chan struct{}), sent: map[string]int64{}, conns: map[net.Conn]bool{},
 	}
 	b.work.Go(b.poll)
 	b.work.Go(b.accept)
@@ -96,14 +98,10 @@ func (b *Balancer) accept() {
 
 func (b *Balancer) serve(front net.Conn) {
 	defer front.Close()
-	b.mu.Lock()
-	if len(b.ready) == 0 {
-		b.mu.Unlock()
+	address, ok := b.choose()
+	if !ok {
 		return
 	}
-	address := b.ready[b.turn%len(b.ready)]
-	b.turn++
-	b.mu.Unlock()
 	back, err := net.Dial("tcp", address)
 	if err != nil {
 		return
@@ -114,14 +112,38 @@ func (b *Balancer) serve(front net.Conn) {
 	}
 	defer b.forget(front, back)
 	var both sync.WaitGroup
-	for _, way := range [][2]net.Conn{{back, front}, {front, back}} {
-		both.Go(func() {
-			_, _ = io.Copy(way[0], way[1])
-			// A half that is over is passed on as such.
-			_ = way[0].(*net.TCPConn).CloseWrite()
-		})
-	}
+	both.Go(func() { pass(back, io.TeeReader(front, &tally{b, address})) })
+	both.Go(func() { pass(front, back) })
 	both.Wait()
+}
+
+// choose is false where no replica is ready.
+func (b *Balancer) choose() (address string, ok bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.ready) == 0 {
+		return "", false
+	}
+	return slices.MinFunc(b.ready, func(x, y string) int { return cmp.Compare(b.sent[x], b.sent[y]) }), true
+}
+
+// pass copies one way of a connection; when it is over, that is passed on as well.
+func pass(to net.Conn, from io.Reader) {
+	_, _ = io.Copy(to, from)
+	_ = to.(*net.TCPConn).CloseWrite()
+}
+
+// tally counts what is sent to an address.
+type tally struct {
+	balancer *Balancer
+	address  string
+}
+
+func (t *tally) Write(b []byte) (int, error) {
+	t.balancer.mu.Lock()
+	defer t.balancer.mu.Unlock()
+	t.balancer.sent[t.address] += int64(len(b))
+	return len(b), nil
 }
 
 // keep is false when the balancer is closing.

@@ -25,7 +25,8 @@ func TestRotationUnderLoad(t *testing.T) {
 	l := s.startLoad(t, 4)
 	authorities, widest := map[string]bool{}, 0
 	served := map[string]map[string]bool{}
-	eventually(t, "four generations of certificates", func() bool {
+	// The API server connects anew with each bundle; which replica that connection goes to, and is kept for, is chance.
+	eventually(t, "four generations of certificates, and calls of every replica", func() bool {
 		data := s.secret(t)
 		authorities[string(data["ca.key"])] = true
 		widest = max(widest, bytes.Count(data["ca.crt"], []byte("BEGIN")))
@@ -35,7 +36,7 @@ func TestRotationUnderLoad(t *testing.T) {
 			}
 			served[r.Name][leafOf(t, r, data["ca.crt"])] = true
 		}
-		return len(authorities) >= 4 || l.lost() > 0
+		return len(authorities) >= 4 && len(s.notCalled()) == 0 || l.lost() > 0
 	})
 	l.more(t, "after the last rotation")
 	l.finish(t)
@@ -44,15 +45,21 @@ func TestRotationUnderLoad(t *testing.T) {
 			t.Errorf("%s served %d certificates", name, len(leaves))
 		}
 	}
-	for _, r := range s.replicas {
-		if body, err := r.Metrics(); err != nil || !strings.Contains(body, `controller_runtime_webhook_requests_total{code="200",webhook="/mutate/pods"}`) ||
-			strings.Contains(body, `controller_runtime_webhook_requests_total{code="200",webhook="/mutate/pods"} 0`) {
-			t.Errorf("%s was never called (%v)", r.Name, err)
-		}
-	}
 	if widest != 2 {
 		t.Errorf("up to %d CAs were trusted at a time, want the old and the new one", widest)
 	}
+}
+
+// notCalled are the replicas that have not answered a single review of a pod.
+func (s *service) notCalled() (names []string) {
+	const answers = `controller_runtime_webhook_requests_total{code="200",webhook="/mutate/pods"} `
+	for _, r := range s.replicas {
+		body, err := r.Metrics()
+		if _, count, found := strings.Cut(body, answers); err != nil || !found || strings.HasPrefix(count, "0\n") {
+			names = append(names, r.Name)
+		}
+	}
+	return names
 }
 
 // leafOf is the certificate that the replica serves now. It fails the test where the bundle, read just before, does not
