@@ -42,6 +42,7 @@ func serve(ctx, stop context.Context, config *rest.Config, o *options, log logr.
 	// As Kubernetes' own controllers: from 1.37 on the API server would compress each event of each pod, for a network that
 	// is near. The agents are many, and get few.
 	config.DisableCompression = true
+	config.Wrap(restamp.CoalesceWatch)
 	direct, err := client.New(config, client.Options{Scheme: scheme.Scheme})
 	if err != nil {
 		return fmt.Errorf("connect to the API server: %w", err)
