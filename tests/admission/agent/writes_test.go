@@ -8,6 +8,7 @@ import (
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -61,6 +62,12 @@ func TestAgentWrites(t *testing.T) {
 	byToken := condition.ByAPI(clientsOf(t, config).CoreV1())
 	identity := datapath.Pod{Namespace: ns, Name: own.Name, UID: string(own.UID)}
 	check(t, "condition away", byToken(t.Context(), identity, nil), "")
+	// A pod that was there before under the same name is gone, and not tried again and again.
+	former := identity
+	former.UID = "11111111-2222-3333-4444-555555555555"
+	if err := byToken(t.Context(), former, nil); !apierrors.IsConflict(err) {
+		t.Errorf("condition of a former pod: %v; want a conflict", err)
+	}
 
 	const ourResource = "changes the resource kubepace.io/egress-bandwidth only"
 	for name, w := range map[string]struct{ node, data, why string }{
