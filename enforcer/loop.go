@@ -41,7 +41,7 @@ type Enforcer struct {
 	unsynced Reason    // why the exit devices are to be looked at, put off
 	owedAt   time.Time // since when
 	syncedAt time.Time
-	syncing  chan synced     // a look aside at the exit devices; nil: none
+	syncing  aside[synced]   // at the exit devices
 	first    bool            // a pass has been made
 	failed   bool            // the latest pass could not do its work
 	problems map[string]bool // already logged
@@ -49,6 +49,7 @@ type Enforcer struct {
 	looked   map[device.Link]bool // devices that were looked at for rivals
 	lookedAt time.Time            // at all of them
 	lookOwed bool                 // a look at all came too soon after the last one
+	looking  aside[survey]        // at all of them
 
 	unwritten bool      // the status file is not what the status is
 	writtenAt time.Time // when it was
@@ -107,6 +108,7 @@ func (e *Enforcer) Run(ctx context.Context) error {
 	beat := time.NewTicker(e.beat)
 	defer beat.Stop()
 	defer e.write()
+	defer e.looking.wait()
 	defer e.awaitSync()
 	reason := Resync
 	for {
@@ -173,13 +175,13 @@ func (e *Enforcer) untilRetry() time.Duration {
 			wait = min(wait, p.since.Add(grace).Sub(now))
 		}
 	}
-	if e.unsynced != 0 && e.syncing == nil { // else its end wakes the loop
+	if e.unsynced != 0 && !e.syncing.goesOn() { // else its end wakes the loop
 		wait = min(wait, e.syncedAt.Add(syncAtLeast).Sub(now))
 	}
 	if e.unwritten {
 		wait = min(wait, e.writtenAt.Add(writeAtMost).Sub(now))
 	}
-	if e.lookOwed {
+	if e.lookOwed && !e.looking.goesOn() {
 		wait = min(wait, e.lookedAt.Add(lookEvery).Sub(now))
 	}
 	if e.failed {

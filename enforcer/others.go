@@ -4,6 +4,7 @@ package enforcer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"strings"
@@ -15,7 +16,7 @@ import (
 	"github.com/kubepace/kubepace/enforcer/rivals"
 )
 
-// Rivals finds devices that another limiter is in charge of.
+// Rivals finds devices that another limiter is in charge of. It is asked by two goroutines at once.
 type Rivals interface {
 	Look(devices, exits []int) (map[int]rivals.Rival, error)
 }
@@ -106,43 +107,82 @@ func (e *Enforcer) tooSoon(p *podState, state datapath.State) bool {
 	return false
 }
 
-// lookForRivals looks at devices that are new at once, and at all of them where filters changed or at a resync.
+// survey is what a look for other limiters came to.
+type survey struct {
+	devices []device.Link
+	found   map[int]rivals.Rival
+	err     error
+}
+
+// lookForRivals looks at devices that are new at once, and at all of them where filters changed or at a resync: of many
+// aside, as the kernel's list of their qdiscs is waited for while others add devices, and each that they add changes some.
 func (e *Enforcer) lookForRivals(reason Reason) error {
 	if e.opts.Rivals == nil {
 		return nil
 	}
+	var errs []error
+	if s, ok := e.looking.take(); ok {
+		errs = append(errs, e.surveyed(s))
+	}
 	now := e.now()
 	e.lookOwed = e.lookOwed || reason.has(QdiscsChanged)
 	all := reason.has(Resync) || e.lookOwed && now.Sub(e.lookedAt) >= lookEvery
+	if all && reason.has(Resync) {
+		_, _ = e.looking.wait() // older than what comes now
+	}
+	all = all && !e.looking.goesOn()
 	there := map[device.Link]bool{}
-	var wanted, exits []int
+	var known, wanted []device.Link
 	for _, p := range e.pods {
 		for _, d := range p.found.Devices {
-			there[d] = true
-			if all || !e.looked[d] {
-				wanted = append(wanted, d.Index)
+			if there[d] = true; e.looked[d] {
+				known = append(known, d)
+			} else {
+				wanted = append(wanted, d)
 			}
 		}
 	}
 	e.looked = there
-	if all {
-		e.lookedAt, e.lookOwed = now, false
-	}
-	if len(wanted) == 0 {
-		return nil
-	}
+	var exits []int
 	for _, d := range e.exits.Exits {
 		exits = append(exits, d.Index)
 	}
-	found, err := e.opts.Rivals.Look(wanted, exits)
-	for _, index := range wanted {
-		delete(e.rivals, index)
-		if r, ok := found[index]; ok {
-			e.rivals[index] = r
+	if all {
+		e.lookedAt, e.lookOwed = now, false
+		if reason.has(Resync) || len(known) <= manyVeths {
+			wanted = append(wanted, known...)
+		} else {
+			e.looking.begin(func() survey { return look(e.opts.Rivals, known, exits) }, e.wakeForPass)
 		}
 	}
-	if err != nil {
-		return fmt.Errorf("look for other limiters: %w", err)
+	if len(wanted) > 0 {
+		errs = append(errs, e.surveyed(look(e.opts.Rivals, wanted, exits)))
+	}
+	return errors.Join(errs...)
+}
+
+func look(r Rivals, devices []device.Link, exits []int) survey {
+	indexes := make([]int, len(devices))
+	for i, d := range devices {
+		indexes[i] = d.Index
+	}
+	found, err := r.Look(indexes, exits)
+	return survey{devices, found, err}
+}
+
+// surveyed takes a look's findings on devices that are still those that were looked at.
+func (e *Enforcer) surveyed(s survey) error {
+	for _, d := range s.devices {
+		if !e.looked[d] {
+			continue
+		}
+		delete(e.rivals, d.Index)
+		if r, ok := s.found[d.Index]; ok {
+			e.rivals[d.Index] = r
+		}
+	}
+	if s.err != nil {
+		return fmt.Errorf("look for other limiters: %w", s.err)
 	}
 	return nil
 }

@@ -4,9 +4,11 @@ package enforcer
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -183,5 +185,73 @@ func TestRepairsAreTold(t *testing.T) {
 	counts := map[datapath.Cause]uint64{datapath.CauseHidden: 1, datapath.CauseRemoved: 1}
 	if diff := cmp.Diff(counts, w.Repairs()); diff != "" {
 		t.Errorf("counted (-want +got):\n%s", diff)
+	}
+}
+
+// slowLook finds what the test says, when it does, where it is asked for many devices.
+type slowLook struct {
+	*charge
+	begun chan struct{}
+	found chan map[int]rivals.Rival
+}
+
+func (l *slowLook) Look(devices, exits []int) (map[int]rivals.Rival, error) {
+	if len(devices) > manyVeths {
+		l.begun <- struct{}{}
+		return <-l.found, nil
+	}
+	return l.charge.Look(devices, exits)
+}
+
+// TestPodsDoNotWaitForOtherLimiters: on a node full of pods all devices are looked at meanwhile, those of new pods at once.
+func TestPodsDoNotWaitForOtherLimiters(t *testing.T) {
+	w, c := withRivals(t, rivals.StandDown)
+	for i := range manyVeths {
+		w.pod(fmt.Sprintf("p%02d", i), "10M", fmt.Sprintf("10.0.0.%d", 100+i))
+	}
+	one := c.found[11]
+	c.found = nil
+	w.pass(Resync)
+	w.wantReason("a", true)
+	slow := &slowLook{c, make(chan struct{}, 9), make(chan map[int]rivals.Rival)}
+	w.opts.Rivals = slow
+	w.clock = w.clock.Add(lookEvery)
+	w.pass(QdiscsChanged)
+	<-slow.begun
+	c.found = map[int]rivals.Rival{13: one}
+	w.pod("new", "10M", "10.0.0.13")
+	w.clock = w.clock.Add(lookEvery)
+	w.pass(PodsChanged | QdiscsChanged) // the next look at all is put off
+	w.wantReason("new", false, "another limiter is in charge")
+	w.wantReason("a", true)
+	// Another device gets the number of one that is being looked at.
+	moved := found(12)
+	moved.Devices[0].Name = "another"
+	w.network.found["10.0.0.12"] = moved
+	w.pass(DevicesChanged)
+	slow.found <- map[int]rivals.Rival{11: one, 12: one, 13: one}
+	<-w.wake
+	w.pass(w.takeAsked())
+	w.wantReason("a", false, "another limiter is in charge")
+	w.wantReason("b", true)
+	w.wantReason("new", false, "another limiter is in charge")
+	if _, held := w.kernel.states["uid-a"]; held {
+		t.Error("the kernel still holds our limit")
+	}
+	select {
+	case <-slow.begun: // the one that was put off
+	case <-time.After(10 * time.Second):
+		t.Fatal("what changed during a look is not looked at again")
+	}
+	// A full comparison waits for the one that runs, and looks itself.
+	go func() {
+		slow.found <- map[int]rivals.Rival{11: one}
+		slow.found <- nil
+	}()
+	w.pass(Resync)
+	w.wantReason("a", true)
+	w.wantReason("new", true)
+	if w.looking.goesOn() {
+		t.Error("a look is left")
 	}
 }

@@ -145,7 +145,9 @@ func (e *Enforcer) needsDevice(pod pods.Pod) bool {
 
 // syncQdiscs looks at the exit devices where something may have changed them.
 func (e *Enforcer) syncQdiscs(reason Reason) {
-	e.takeSync()
+	if s, ok := e.syncing.take(); ok {
+		e.exits, e.exitsErr = s.exits, s.err
+	}
 	var veths []int
 	for _, p := range e.pods {
 		for _, d := range p.found.Devices {
@@ -171,14 +173,17 @@ func (e *Enforcer) syncQdiscs(reason Reason) {
 		}
 	}
 	// Those that are looked at meanwhile first: there is one look at a time.
-	if e.syncing != nil && !reason.has(Resync) {
+	if e.syncing.goesOn() && !reason.has(Resync) {
 		e.unsynced = reason | PodsChanged
 		return
 	}
 	e.awaitSync()
 	e.syncedAt, e.unsynced, e.veths = now, 0, veths
 	if e.first && !reason.has(Resync) && len(veths) > manyVeths {
-		e.syncAside(veths)
+		e.syncing.begin(func() synced {
+			exits, err := e.opts.Qdiscs.Sync(veths)
+			return synced{exits, err}
+		}, e.wakeForPass)
 		return
 	}
 	e.exits, e.exitsErr = e.opts.Qdiscs.Sync(veths)
@@ -194,36 +199,15 @@ type synced struct {
 	err   error
 }
 
-// syncAside looks at the exit devices while pods are limited; a pass that follows takes what it comes to.
-func (e *Enforcer) syncAside(veths []int) {
-	done := make(chan synced, 1)
-	e.syncing = done
-	go func() {
-		exits, err := e.opts.Qdiscs.Sync(veths)
-		done <- synced{exits, err}
-		e.Poke(PodsChanged) // a reason that makes a pass, also among those that may wait
-	}()
-}
-
-// takeSync takes what a look aside came to, if it is over.
-func (e *Enforcer) takeSync() {
-	select {
-	case s := <-e.syncing:
-		e.syncedAside(s)
-	default:
-	}
-}
-
 // awaitSync waits for the end of a look aside.
 func (e *Enforcer) awaitSync() {
-	if e.syncing != nil {
-		e.syncedAside(<-e.syncing)
+	if s, ok := e.syncing.wait(); ok {
+		e.exits, e.exitsErr = s.exits, s.err
 	}
 }
 
-func (e *Enforcer) syncedAside(s synced) {
-	e.exits, e.exitsErr, e.syncing = s.exits, s.err, nil
-}
+// wakeForPass makes a pass, also among those that may wait.
+func (e *Enforcer) wakeForPass() { e.Poke(PodsChanged) }
 
 // mayWait puts a pass off that only routes, qdiscs or filters ask for: each device that comes changes some, and what looks
 // at them is put off anyhow. Where the kernel tells of changed hooks in no other way, it may not.

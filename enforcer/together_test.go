@@ -147,8 +147,8 @@ func TestPodsDoNotWaitForTheExits(t *testing.T) {
 	}
 	w.pass(w.takeAsked() | RoutesChanged) // which alone may wait
 	w.wantLimit("late", "10M", datapath.ModePolicing)
-	if got := x.count(); got != 2 || w.syncing != nil {
-		t.Errorf("%d looks, another one aside: %v; want 2, and the next put off", got, w.syncing != nil)
+	if got := x.count(); got != 2 || w.syncing.goesOn() {
+		t.Errorf("%d looks, another one aside: %v; want 2, and the next put off", got, w.syncing.goesOn())
 	}
 	w.clock = w.clock.Add(syncAtLeast)
 	w.pass(0)
@@ -190,8 +190,8 @@ func TestRunAwaitsALookAside(t *testing.T) {
 	case <-time.After(50 * time.Millisecond):
 	}
 	x.end <- struct{}{}
-	if err := <-done; err != nil || w.syncing != nil {
-		t.Errorf("Run returned %v, a look left: %v", err, w.syncing != nil)
+	if err := <-done; err != nil || w.syncing.goesOn() {
+		t.Errorf("Run returned %v, a look left: %v", err, w.syncing.goesOn())
 	}
 }
 

@@ -95,10 +95,10 @@ func readEndpoints(m *ebpf.Map) (map[int]uint16, bool) {
 }
 
 // hasCiliumExit reports whether Cilium's program hangs where a device sends.
-func (s *Scanner) hasCiliumExit(index int) bool {
+func hasCiliumExit(conn *rtnl.Conn, index int) bool {
 	names := programs(index, ebpf.AttachTCXEgress)
 	list, err := rtnl.Dump(func() ([]netlink.Filter, error) {
-		return s.conn.FilterList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}}, netlink.HANDLE_MIN_EGRESS)
+		return conn.FilterList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}}, netlink.HANDLE_MIN_EGRESS)
 	})
 	if err == nil {
 		for _, f := range list {

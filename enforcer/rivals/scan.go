@@ -5,6 +5,7 @@ package rivals
 import (
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -16,10 +17,12 @@ import (
 )
 
 // Scanner looks at the network namespace of the thread that called New, and at a bpffs. Its method may be called from
-// any thread of that namespace, by one goroutine at a time.
+// any thread of that namespace.
 type Scanner struct {
-	conn  *rtnl.Conn
 	bpffs string
+
+	asking sync.Mutex // held by who uses conn
+	conn   *rtnl.Conn
 }
 
 // New opens the caller's network namespace. bpffs is where Cilium pins its maps, DefaultBPFFS if empty.
@@ -40,8 +43,19 @@ func (s *Scanner) Close() { s.conn.Close() }
 // Look tells which of the devices another limiter is in charge of, by ifindex. exits are the devices by which packets
 // leave the node.
 func (s *Scanner) Look(devices, exits []int) (map[int]Rival, error) {
-	n := node{conn: s.conn, many: len(devices) > many}
-	if len(devices) > few {
+	conn := s.conn
+	if s.asking.TryLock() {
+		defer s.asking.Unlock()
+	} else { // a look at all devices goes on
+		c, err := rtnl.Dial(netns.None())
+		if err != nil {
+			return nil, err
+		}
+		defer c.Close()
+		conn = c
+	}
+	n := node{conn: conn, many: len(devices) > many}
+	if n.many {
 		if err := n.listQdiscs(); err != nil {
 			return nil, err
 		}
@@ -50,7 +64,7 @@ func (s *Scanner) Look(devices, exits []int) (map[int]Rival, error) {
 	defer bwm.Close()
 	atExit := false
 	for i := 0; bwm.on() && i < len(exits) && !atExit; i++ {
-		atExit = s.hasCiliumExit(exits[i])
+		atExit = hasCiliumExit(conn, exits[i])
 	}
 	found := map[int]Rival{}
 	var errs []error
@@ -78,9 +92,9 @@ func (s *Scanner) Look(devices, exits []int) (map[int]Rival, error) {
 	return found, errors.Join(errs...)
 }
 
-// Of few devices the kernel is asked one by one, of many it lists all: on a node full of pods its list of qdiscs takes
-// as long as a few questions, that of devices as long as dozens, and its lock of all network configuration as often.
-const few, many = 3, 64
+// Of a few devices the kernel is asked one by one, of many it lists all: its list of the qdiscs of a node full of pods takes
+// as long as a few questions, but its lock of all network configuration dozens of times, for which others may queue.
+const many = 64
 
 // node is the node's devices and their qdiscs, where they were listed.
 type node struct {

@@ -103,7 +103,7 @@ func (l *lab) redirect(from, to int, priority uint16) *netlink.U32 {
 func (l *lab) want(device int, exits []int, who string) {
 	l.Helper()
 	two := []int{device, 9999}
-	for _, devices := range [][]int{two, slices.Repeat(two, few), slices.Repeat(two, many)} { // asked one by one; qdiscs listed; all listed
+	for _, devices := range [][]int{two, slices.Repeat(two, many)} { // asked one by one; listed
 		found, err := l.scanner.Look(devices, exits)
 		l.must(err, "look")
 		if r := found[device]; r.Who != who || len(found) > 1 {
