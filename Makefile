@@ -75,7 +75,7 @@ bench-datapath: root-here ## kubepace beside its peers in QEMU, tables into docs
 
 .PHONY: bench-node
 bench-node: build root-here ## what the node agent costs: 250 pods, churn, pods at once, a large cluster; tables into docs/benchmarks-node.md (about 35 minutes; QUICK=1: 8); needs root
-	assets=$$(tests/kube/build.sh etcd kube-apiserver) && KUBEBUILDER_ASSETS=$$assets go run ./tests/bench/node $(if $(QUICK),--quick)
+	assets=$$(tests/kube/build.sh etcd kube-apiserver) && plugins=$$(tests/bench/cni/build.sh --folder) && KUBEBUILDER_ASSETS=$$assets KUBEPACE_CNI_PLUGINS=$$plugins go run ./tests/bench/node $(if $(QUICK),--quick)
 
 .PHONY: fuzz
 fuzz: go-there ## every fuzz target for FUZZTIME (10s) each

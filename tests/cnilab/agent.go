@@ -26,6 +26,12 @@ type Agent struct {
 	started  time.Time
 }
 
+// ParseEnforced reads a line of the log; false where it says something else.
+func ParseEnforced(line []byte) (e Enforced, ok bool) {
+	err := json.Unmarshal(line, &e)
+	return e, err == nil && e.Message == "limit enforced"
+}
+
 // Enforced is one line of the agent's log: a limit came into force, or changed.
 type Enforced struct {
 	At      time.Time `json:"ts"`
@@ -61,14 +67,13 @@ func (a *Agent) follow(stderr io.Reader) {
 	lines := bufio.NewScanner(stderr)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
-		var e Enforced
-		bad := json.Unmarshal(lines.Bytes(), &e)
+		e, ok := ParseEnforced(lines.Bytes())
 		a.mu.Lock()
 		if a.log.Len() < maxLog {
 			a.log.Write(lines.Bytes())
 			a.log.WriteByte('\n')
 		}
-		if bad == nil && e.Message == "limit enforced" {
+		if ok {
 			a.enforced[e.UID] = e
 		}
 		a.mu.Unlock()

@@ -61,8 +61,8 @@ type started struct {
 const packets = 5
 
 // RunBurst starts pods as a container runtime does, so many at once: CNI ADD, the process that holds the sandbox, the
-// container, which sends at once. It then waits until the agent has said of each that its limit is in force.
-func RunBurst(ctx context.Context, a *Agent, network *Network, pods []*Pod, atOnce int) (Burst, error) {
+// container, which sends at once. It then waits until the agent has said of each, by its UID, that its limit is in force.
+func RunBurst(ctx context.Context, said func(uid string) (Enforced, bool), network *Network, pods []*Pod, atOnce int) (Burst, error) {
 	list := make([]started, len(pods))
 	var work errgroup.Group
 	work.SetLimit(atOnce)
@@ -80,7 +80,7 @@ func RunBurst(ctx context.Context, a *Agent, network *Network, pods []*Pod, atOn
 		if s.err != nil {
 			return b, s.err
 		}
-		e, err := a.await(ctx, p.UID())
+		e, err := await(ctx, said, p.UID())
 		if err != nil {
 			return b, fmt.Errorf("pod %s: %w", p.Object.Name, err)
 		}
@@ -97,9 +97,9 @@ func RunBurst(ctx context.Context, a *Agent, network *Network, pods []*Pod, atOn
 	return b, nil
 }
 
-func (a *Agent) await(ctx context.Context, uid string) (Enforced, error) {
+func await(ctx context.Context, said func(uid string) (Enforced, bool), uid string) (Enforced, error) {
 	for {
-		if e, ok := a.Enforced(uid); ok {
+		if e, ok := said(uid); ok {
 			return e, nil
 		}
 		select {

@@ -75,7 +75,7 @@ func TestBurst(t *testing.T) {
 		for i := range test.pods {
 			pods = append(pods, l.pod(fmt.Sprintf("p%d-of-%d", i, test.pods), "10M"))
 		}
-		b, err := RunBurst(l.context(), l.agent, network, pods, test.atOnce)
+		b, err := RunBurst(l.context(), l.agent.Enforced, network, pods, test.atOnce)
 		text, _ := json.Marshal(b)
 		t.Logf("%s", text)
 		l.must(err, "burst")

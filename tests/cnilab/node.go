@@ -46,11 +46,7 @@ type Node struct {
 
 // NewNode makes one; the caller closes it.
 func NewNode(o Options) (*Node, error) {
-	n := &Node{
-		NetnsDir: filepath.Join(o.Dir, "netns"), RunDir: filepath.Join(o.Dir, "run"), bpf: filepath.Join(o.Dir, "bpf"), opts: o,
-		runtime: libcni.NewCNIConfigWithCacheDir([]string{o.Plugins}, filepath.Join(o.Dir, "cni"), nil),
-	}
-	n.BPFFS = filepath.Join(n.bpf, "kubepace")
+	n := NodeOn(nil, o)
 	for _, dir := range []string{n.NetnsDir, n.bpf} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, err
@@ -64,6 +60,15 @@ func NewNode(o Options) (*Node, error) {
 		return nil, errors.Join(fmt.Errorf("mount bpffs: %w", err), n.Namespace.Close())
 	}
 	return n, nil
+}
+
+// NodeOn is a node that its caller made, and closes: folders as NewNode's, a file system for BPF mounted in Dir/bpf.
+func NodeOn(ns *netlab.Namespace, o Options) *Node {
+	bpf := filepath.Join(o.Dir, "bpf")
+	return &Node{
+		Namespace: ns, NetnsDir: filepath.Join(o.Dir, "netns"), RunDir: filepath.Join(o.Dir, "run"), BPFFS: filepath.Join(bpf, "kubepace"), bpf: bpf,
+		opts: o, runtime: libcni.NewCNIConfigWithCacheDir([]string{o.Plugins}, filepath.Join(o.Dir, "cni"), nil),
+	}
 }
 
 // Close ends the node. Its pods and agents are to be ended before.

@@ -26,13 +26,6 @@ type Churn struct {
 	Leaks      []string  `json:"leaks"`
 }
 
-// Burst is many pods that start at once.
-type Burst struct {
-	Pods       int       `json:"pods"`
-	EnforceMs  []float64 `json:"cni_add_to_enforced_ms"` // p50, p90, p99, worst
-	Unenforced int       `json:"ended_without_limit"`
-}
-
 // churn is the machinery.
 type churn struct {
 	w      *world
@@ -96,25 +89,6 @@ func (r *Result) churn(ctx context.Context, a *agent, p *plane, standing int) (e
 	out.Leaks = append(out.Leaks, out.After.leaks(out.Before)...)
 	r.Churn = out
 	say("  churn: %d pods, %.1f %% of a processor, CNI ADD to enforced p50 %.0f ms, p99 %.0f ms, leaks %v", out.Pods, out.CPU, out.EnforceMs[0], out.EnforceMs[2], out.Leaks)
-	return nil
-}
-
-// burst starts so many pods at once, on a node that is full of others, and notes when each had its limit.
-func (r *Result) burst(ctx context.Context, a *agent, p *plane) (err error) {
-	c := &churn{w: a.w, plane: p, life: 3 * r.Plan.Lifetime}
-	if c.layout, err = a.w.layout(); err != nil {
-		return err
-	}
-	var living sync.WaitGroup
-	for i := range r.Plan.Burst {
-		living.Go(func() { c.one(ctx, 3000+i) })
-	}
-	living.Wait()
-	if err := errors.Join(c.errs...); err != nil {
-		return err
-	}
-	r.Burst = &Burst{Pods: r.Plan.Burst, EnforceMs: quantiles(c.latencies), Unenforced: c.unenforced}
-	say("  %d pods at once: CNI ADD to enforced p50 %.0f ms, p99 %.0f ms", r.Plan.Burst, r.Burst.EnforceMs[0], r.Burst.EnforceMs[2])
 	return nil
 }
 

@@ -47,7 +47,7 @@ func (r *Result) writeVerdicts(b *strings.Builder) {
 		row("restart to all adopted, slowest, pods from "+s.from(), slices.Max(s.RestartMs)/1000, "s", claimRestart.Seconds())
 	}
 	if r.Burst != nil {
-		row(fmt.Sprintf("CNI ADD to enforced, %d pods at once, p99", r.Burst.Pods), r.Burst.EnforceMs[2], "ms", ms(claimEnforce))
+		row(fmt.Sprintf("CNI ADD to enforced, %d pods at once, p99", r.Burst.Pods), r.Burst.Lag.P99, "ms", ms(claimEnforce))
 	}
 	if c := r.Churn; c != nil {
 		fmt.Fprintf(b, "| %d pods/s for %.0f s: what is held more than before | %s | nothing | %s |\n", r.Plan.PerSecond, c.Seconds,
@@ -98,10 +98,10 @@ func (r *Result) writeChurn(b *strings.Builder) {
 	if c == nil {
 		return
 	}
-	if r.Burst != nil {
-		q := r.Burst.EnforceMs
-		fmt.Fprintf(b, "\n%d pods that start at once beside those: from the end of CNI ADD to the limit in force p50 %.0f ms, p90 %.0f, p99 %.0f, worst %.0f; %d ended without. The same machine makes the pods' networks meanwhile.\n",
-			r.Burst.Pods, q[0], q[1], q[2], q[3], r.Burst.Unenforced)
+	if burst := r.Burst; burst != nil {
+		fmt.Fprintf(b, "\n%d pods that start at once beside %d others, by the CNI plugins bridge and host-local: from the end of CNI ADD to the limit in force p50 %.0f ms, p90 %.0f, p99 %.0f, worst %.0f; "+
+			"%d had it before CNI ADD had returned, %d before their container's first packet, all %d in the end. CNI ADD itself took p50 %.0f ms, p99 %.0f.\n",
+			burst.Pods, burst.Standing, burst.Lag.P50, burst.Lag.P90, burst.Lag.P99, burst.Lag.Max, burst.BeforeADD, burst.InForce, burst.Enforced, burst.ADD.P50, burst.ADD.P99)
 	}
 	fmt.Fprintf(b, "\n%d pods came and went in %.0f s beside %d that stayed, each for %v. The agent used %.1f %% of one processor. From the end of CNI ADD to the limit in force: p50 %.0f ms, p90 %.0f, p99 %.0f, worst %.0f; %d ended without.\n",
 		c.Pods, c.Seconds, c.Standing, r.Plan.Lifetime, c.CPU, c.EnforceMs[0], c.EnforceMs[1], c.EnforceMs[2], c.EnforceMs[3], c.Unenforced)

@@ -91,7 +91,7 @@ func (r *Result) api(ctx context.Context, command []string, churn bool) (err err
 		if !churn {
 			return nil
 		}
-		return errors.Join(r.burst(ctx, a, plane), r.churn(ctx, a, plane, len(pods)))
+		return errors.Join(r.burst(ctx, a, plane, len(pods)), r.churn(ctx, a, plane, len(pods)))
 	})
 }
 

@@ -21,7 +21,7 @@ type Result struct {
 	Load    float64   `json:"load_before"`                 // of the machine, one minute's mean
 	Steady  []*Steady `json:"steady"`
 	Churn   *Churn    `json:"churn,omitempty"`
-	Burst   *Burst    `json:"pods_at_once,omitempty"`
+	Burst   *Burst    `json:"burst,omitempty"`
 	Cluster *Cluster  `json:"cluster,omitempty"`
 }
 

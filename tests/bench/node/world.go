@@ -62,7 +62,7 @@ func newWorld() (w *world, err error) {
 }
 
 func (w *world) netns() string     { return filepath.Join(w.dir, "netns") }
-func (w *world) results() string   { return filepath.Join(w.dir, "cni") }
+func (w *world) results() string   { return filepath.Join(w.dir, "cni", "results") }
 func (w *world) manifests() string { return filepath.Join(w.dir, "pods") }
 func (w *world) bpffs() string     { return filepath.Join(w.dir, "bpf", "kubepace") }
 func (w *world) runDir() string    { return filepath.Join(w.dir, "run") }
