@@ -70,7 +70,7 @@ func TestECN(t *testing.T) {
 		return
 	}
 	for _, n := range []*netlab.Namespace{l.Pods[0].Namespace, l.Host} {
-		// Tail loss probes off: TCP sends what it sends again without ECT (RFC 3168, 6.1.5), so a probe cannot be marked.
+		// Tail loss probes off: what TCP sends again cannot be marked (RFC 3168, 6.1.5), and a probe is that.
 		if err := errors.Join(n.Sysctl("net.ipv4.tcp_ecn", "1"), n.Sysctl("net.ipv4.tcp_early_retrans", "0")); err != nil {
 			t.Fatal(err)
 		}
