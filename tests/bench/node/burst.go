@@ -16,7 +16,8 @@ import (
 type Burst struct {
 	cnilab.Burst
 
-	Standing int `json:"standing_pods"`
+	Standing int  `json:"standing_pods"`
+	Grouped  bool `json:"in_control_groups"` // processors are shared as on a kubelet's node
 }
 
 // burstNetwork is on the world's bridge, with addresses that no other pod has.
@@ -63,7 +64,7 @@ func (r *Result) burst(ctx context.Context, a *agent, p *plane, standing int) (e
 	defer cancel()
 	said := &enforcedLog{file: a.log(), pods: map[string]cnilab.Enforced{}}
 	b := &Burst{Standing: standing}
-	err = asOnNode(a.cmd.Process.Pid, func() (err error) {
+	b.Grouped, err = asOnNode(a.cmd.Process.Pid, func() (err error) {
 		b.Burst, err = cnilab.RunBurst(ctx, said.find, network, pods, len(pods))
 		return err
 	})

@@ -86,21 +86,23 @@ func (g *group) end() error {
 }
 
 // asOnNode runs do while the agent and this program, whose children the CNI plugins are, share the processors as a pod and the
-// container runtime do on a kubelet's node: the pods' group has a weight of all processors, the system's that of one.
-func asOnNode(agent int, do func() error) (err error) {
+// container runtime do on a kubelet's node: the pods' group has a weight of all processors, the system's that of one. Where
+// there are no control groups to be had, it says so, returns false and runs do as it is.
+func asOnNode(agent int, do func() error) (grouped bool, err error) {
 	for _, g := range []struct {
 		name   string
 		shares int
 		pid    int
 	}{{"kubepace-bench-pods", 1024 * runtime.NumCPU(), agent}, {"kubepace-bench-system", 1024, os.Getpid()}} {
-		made, err := newGroup(g.name, g.shares)
-		if err != nil {
-			return err
+		made, failed := newGroup(g.name, g.shares)
+		if made != nil {
+			defer func() { err = errors.Join(err, made.end()) }()
+			failed = made.take(g.pid)
 		}
-		defer func() { err = errors.Join(err, made.end()) }()
-		if err := made.take(g.pid); err != nil {
-			return err
+		if failed != nil {
+			say("  without control groups: %v", failed)
+			return false, do()
 		}
 	}
-	return do()
+	return true, do()
 }

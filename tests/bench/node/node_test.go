@@ -3,7 +3,9 @@
 package main
 
 import (
+	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -72,6 +74,45 @@ func TestNumber(t *testing.T) {
 	for v, want := range map[float64]string{0: "0", 0.204: "0.2", 1.5: "1.5", 2: "2", 41.26: "41.3", 876.4: "876"} {
 		if got := number(v); got != want {
 			t.Errorf("number(%v) = %q, want %q", v, got, want)
+		}
+	}
+}
+
+// TestAsOnNode: both processes are back where they were, and no group is left.
+func TestAsOnNode(t *testing.T) {
+	child := exec.Command("sleep", "60")
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = child.Process.Kill()
+		_ = child.Wait()
+	}()
+	groups := func() string {
+		t.Helper()
+		its, err := groupOf(child.Process.Pid)
+		ours, err2 := groupOf(os.Getpid())
+		if err := errors.Join(err, err2); err != nil {
+			t.Fatal(err)
+		}
+		return its + " " + ours
+	}
+	before, during := groups(), ""
+	grouped, err := asOnNode(child.Process.Pid, func() error {
+		during = groups()
+		return errors.New("as said")
+	})
+	root, _ := hierarchy()
+	want := root + "/kubepace-bench-pods " + root + "/kubepace-bench-system"
+	if !grouped {
+		want = before
+	}
+	if during != want || groups() != before || err == nil || err.Error() != "as said" {
+		t.Errorf("in groups %t, from %s to %s to %s: %v; want %s meanwhile", grouped, before, during, groups(), err, want)
+	}
+	for _, name := range []string{"kubepace-bench-pods", "kubepace-bench-system"} {
+		if _, err := os.Stat(filepath.Join(root, name)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is left: %v", name, err)
 		}
 	}
 }
