@@ -127,7 +127,7 @@ func (e *Enforcer) lookForRivals(reason Reason) error {
 	now := e.now()
 	e.lookOwed = e.lookOwed || reason.has(QdiscsChanged)
 	all := reason.has(Resync) || e.lookOwed && now.Sub(e.lookedAt) >= lookEvery
-	if all && reason.has(Resync) {
+	if reason.has(Resync) {
 		_, _ = e.looking.wait() // older than what comes now
 	}
 	all = all && !e.looking.goesOn()

@@ -86,9 +86,7 @@ type Finder struct {
 	owners func() *cni.View // may be nil
 	own    *namespace
 	links  links
-
-	asking sync.Mutex // held by who uses host
-	host   *rtnl.Conn
+	host   *rtnl.Shared // of own
 }
 
 // NewFinder opens the caller's network namespace. An empty dir means DefaultNetnsDir; it need not exist.
@@ -100,7 +98,7 @@ func NewFinder(dir string) (*Finder, error) {
 	if err != nil {
 		return nil, err
 	}
-	host, err := rtnl.Dial(own.handle)
+	host, err := rtnl.Share(own.handle)
 	if err != nil {
 		own.Close()
 		return nil, err
@@ -121,7 +119,13 @@ func (f *Finder) Close() {
 // node full of pods is looked through once and not once for each pod; its devices are known from an earlier round where
 // WatchNode runs, unless they are to be listed anew. The caller closes it.
 func (f *Finder) Scan(anew bool) (*Scan, error) {
-	devices, err := f.links.get(anew, func() ([]netlink.Link, error) { return rtnl.Dump(f.host.LinkList) })
+	devices, err := f.links.get(anew, func() (list []netlink.Link, err error) {
+		err = f.host.Ask(func(c *rtnl.Conn) (err error) {
+			list, err = rtnl.Dump(c.LinkList)
+			return err
+		})
+		return list, err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list devices: %w", err)
 	}
@@ -130,21 +134,6 @@ func (f *Finder) Scan(anew bool) (*Scan, error) {
 		s.owners = f.owners()
 	}
 	return s, nil
-}
-
-// ask lends a connection to the node's namespace. The one that stays open is one question's from its start to its answer, which
-// may wait for the kernel's lock of all network configuration: who comes meanwhile gets one that ends with the question.
-func (f *Finder) ask(question func(*rtnl.Conn) error) error {
-	if f.asking.TryLock() {
-		defer f.asking.Unlock()
-		return question(f.host)
-	}
-	c, err := rtnl.Dial(f.own.handle)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	return question(c)
 }
 
 func newLink(l netlink.Link) Link {
@@ -231,7 +220,7 @@ func (s *Scan) Whole(found Found) bool {
 		return false
 	}
 	var links []netlink.Link
-	err := s.finder.ask(func(c *rtnl.Conn) (err error) {
+	err := s.finder.host.Ask(func(c *rtnl.Conn) (err error) {
 		links, err = rtnl.Dump(func() ([]netlink.Link, error) { return c.LinkListIn(found.Devices[0].PeerN) })
 		return err
 	})
@@ -241,7 +230,7 @@ func (s *Scan) Whole(found Found) bool {
 // now asks the kernel for one device: no notice tells that the other end of a pair was moved or numbered anew.
 func (s *Scan) now(index int) (Link, bool, error) {
 	var l netlink.Link
-	err := s.finder.ask(func(c *rtnl.Conn) (err error) {
+	err := s.finder.host.Ask(func(c *rtnl.Conn) (err error) {
 		l, err = c.LinkByIndex(index)
 		return err
 	})
@@ -384,7 +373,7 @@ func (s *Scan) peers(ns *namespace) (Found, error) {
 		return Found{}, fmt.Errorf("get namespace id in %s: %w", ns.path, err)
 	}
 	var theirs int
-	err = s.finder.ask(func(c *rtnl.Conn) (err error) {
+	err = s.finder.host.Ask(func(c *rtnl.Conn) (err error) {
 		theirs, err = c.GetNetNsIdByFd(int(ns.handle))
 		return err
 	})

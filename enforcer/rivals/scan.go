@@ -5,7 +5,6 @@ package rivals
 import (
 	"errors"
 	"fmt"
-	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -20,9 +19,8 @@ import (
 // any thread of that namespace.
 type Scanner struct {
 	bpffs string
-
-	asking sync.Mutex // held by who uses conn
-	conn   *rtnl.Conn
+	own   netns.NsHandle
+	host  *rtnl.Shared // of own
 }
 
 // New opens the caller's network namespace. bpffs is where Cilium pins its maps, DefaultBPFFS if empty.
@@ -30,30 +28,35 @@ func New(bpffs string) (*Scanner, error) {
 	if bpffs == "" {
 		bpffs = DefaultBPFFS
 	}
-	c, err := rtnl.Dial(netns.None())
+	own, err := netns.Get()
 	if err != nil {
+		return nil, fmt.Errorf("open own network namespace: %w", err)
+	}
+	host, err := rtnl.Share(own)
+	if err != nil {
+		_ = own.Close()
 		return nil, err
 	}
-	return &Scanner{conn: c, bpffs: bpffs}, nil
+	return &Scanner{bpffs: bpffs, own: own, host: host}, nil
 }
 
-// Close lets go of the scanner's socket.
-func (s *Scanner) Close() { s.conn.Close() }
+// Close lets go of the scanner's socket and namespace.
+func (s *Scanner) Close() {
+	s.host.Close()
+	_ = s.own.Close()
+}
 
 // Look tells which of the devices another limiter is in charge of, by ifindex. exits are the devices by which packets
 // leave the node.
-func (s *Scanner) Look(devices, exits []int) (map[int]Rival, error) {
-	conn := s.conn
-	if s.asking.TryLock() {
-		defer s.asking.Unlock()
-	} else { // a look at all devices goes on
-		c, err := rtnl.Dial(netns.None())
-		if err != nil {
-			return nil, err
-		}
-		defer c.Close()
-		conn = c
-	}
+func (s *Scanner) Look(devices, exits []int) (found map[int]Rival, err error) {
+	err = s.host.Ask(func(conn *rtnl.Conn) (err error) {
+		found, err = s.look(conn, devices, exits)
+		return err
+	})
+	return found, err
+}
+
+func (s *Scanner) look(conn *rtnl.Conn, devices, exits []int) (map[int]Rival, error) {
 	n := node{conn: conn, many: len(devices) > many}
 	if n.many {
 		if err := n.listQdiscs(); err != nil {

@@ -16,6 +16,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/kubepace/kubepace/enforcer/internal/rtnl"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -103,12 +105,16 @@ func (l *lab) redirect(from, to int, priority uint16) *netlink.U32 {
 func (l *lab) want(device int, exits []int, who string) {
 	l.Helper()
 	two := []int{device, 9999}
-	for _, devices := range [][]int{two, slices.Repeat(two, many)} { // asked one by one; listed
-		found, err := l.scanner.Look(devices, exits)
-		l.must(err, "look")
-		if r := found[device]; r.Who != who || len(found) > 1 {
-			l.Errorf("of %d devices found %+v; want %q", len(devices), found, who)
+	for _, devices := range [][]int{two, slices.Repeat(two, 3), slices.Repeat(two, many)} { // asked one by one; listed
+		look := func() error {
+			found, err := l.scanner.Look(devices, exits)
+			if r := found[device]; r.Who != who || len(found) > 1 {
+				l.Errorf("of %d devices found %+v; want %q", len(devices), found, who)
+			}
+			return err
 		}
+		l.must(look(), "look")
+		l.must(l.scanner.host.Ask(func(*rtnl.Conn) error { return look() }), "look while another one goes on")
 	}
 }
 
