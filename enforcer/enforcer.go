@@ -35,6 +35,10 @@ type Datapath interface {
 	Disturbed() bool
 	// Repairs are what Set put right since the last call.
 	Repairs() []datapath.Repair
+	// Early returns what attaches to a device that a pod may turn out to have, or nil; Expect prepares for so many pods whose
+	// devices are to come. They are called beside the loop.
+	Early(ifindex int) (attach func())
+	Expect(pods int) error
 }
 
 var _ Datapath = (*datapath.Datapath)(nil)
@@ -95,21 +99,21 @@ type Options struct {
 
 const (
 	// DefaultResync finds what no event told of. With 250 pods it takes a twentieth of a second.
-	DefaultResync = 2 * time.Minute
+	DefaultResync = 3 * time.Minute
 	// beatEvery is how often a loop that has nothing to do says that it turns.
 	beatEvery = 30 * time.Second
 	// lookInside is how many resyncs pass until a pod whose devices on the node are what they were is asked for its own
 	// interfaces: a question for each pod, which may have to wait for others' changes of the network. All that it finds
 	// is an interface that came to a pod later and leads elsewhere than to this node.
-	lookInside = 5
+	lookInside = 4
 	// settle gathers events that come together, such as those of one CNI ADD, into one pass.
 	settle = 10 * time.Millisecond
 	// syncAtLeast is how long the loop may put off a look at the devices where packets leave: after the last one, and
 	// for pods that start.
 	syncAtLeast = 500 * time.Millisecond
-	// manyVeths is how many devices of pods make a look at those where packets leave take so long that no pod is to wait
-	// for it: it lists all qdiscs of the node.
-	manyVeths = 64
+	// manyVeths is how many devices of pods make a look at all of them, or at those where packets leave, take so long that no
+	// pod is to wait for it: the one asks for the filters of each, the other lists all qdiscs of the node.
+	manyVeths = 8
 	// writeAtMost is how often the status file is written, which with 250 pods takes as long as all else in a pass.
 	writeAtMost = 250 * time.Millisecond
 	// minRetry and maxRetry bound the wait before a pod whose device is missing is looked for again without an event.
@@ -155,6 +159,7 @@ func New(opts Options) (*Enforcer, error) {
 		pods:    map[string]*podState{},
 		rivals:  map[int]rivals.Rival{},
 		repairs: map[datapath.Cause]uint64{},
+		touched: map[int]bool{},
 		status:  Status{Identity: opts.Identity},
 		now:     time.Now,
 		ready:   ErrStarting,

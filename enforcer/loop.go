@@ -30,6 +30,10 @@ type Enforcer struct {
 	passed time.Time // when the loop turned last
 	// repairs counts hooks that were put right, by cause.
 	repairs map[datapath.Cause]uint64
+	// expecting is how many limited pods have no device yet; touched are devices, by ifindex, whose qdiscs or filters
+	// changed since they came, or since the latest full comparison.
+	expecting int
+	touched   map[int]bool
 
 	// The rest belongs to the loop.
 	pods     map[string]*podState // by UID
@@ -46,10 +50,15 @@ type Enforcer struct {
 	failed   bool            // the latest pass could not do its work
 	problems map[string]bool // already logged
 	rivals   map[int]rivals.Rival
-	looked   map[device.Link]bool // devices that were looked at for rivals
+	looked   map[device.Link]bool // pods' devices; true: looked at for rivals
 	lookedAt time.Time            // at all of them
 	lookOwed bool                 // a look at all came too soon after the last one
-	looking  aside[survey]        // at all of them
+	looking  aside[survey]        // at all of them, and at new ones that nobody touched
+
+	prepared   int // pods that the datapath prepared for
+	preparedAt time.Time
+	preparing  aside[error]
+	verifying  aside[[]*search]
 
 	unwritten bool      // the status file is not what the status is
 	writtenAt time.Time // when it was
@@ -81,6 +90,7 @@ type podState struct {
 	found   device.Found
 	err     error // of the latest search
 	retry   time.Time
+	verify  time.Time // where found.Outside: when to look into it
 	delay   time.Duration
 	seen    bool // the runtime told of the pod's network when it was there
 	verdict Verdict
@@ -108,8 +118,7 @@ func (e *Enforcer) Run(ctx context.Context) error {
 	beat := time.NewTicker(e.beat)
 	defer beat.Stop()
 	defer e.write()
-	defer e.looking.wait()
-	defer e.awaitSync()
+	defer e.await()
 	reason := Resync
 	for {
 		start := e.now()
@@ -145,6 +154,14 @@ func (e *Enforcer) Run(ctx context.Context) error {
 	}
 }
 
+// await waits for the end of all that goes on aside.
+func (e *Enforcer) await() {
+	e.awaitSync()
+	_, _ = e.looking.wait()
+	_, _ = e.preparing.wait()
+	_, _ = e.verifying.wait()
+}
+
 func (e *Enforcer) ask(r Reason) {
 	e.mu.Lock()
 	e.asked |= r
@@ -170,6 +187,9 @@ func (e *Enforcer) untilRetry() time.Duration {
 	for _, p := range e.pods {
 		if !p.retry.IsZero() {
 			wait = min(wait, p.retry.Sub(now))
+		}
+		if p.found.Outside && !e.verifying.goesOn() {
+			wait = min(wait, p.verify.Sub(now))
 		}
 		if p.logged != p.told && p.verdict.Origin != pods.OriginCNI { // the observer is told after a while
 			wait = min(wait, p.since.Add(grace).Sub(now))
@@ -289,6 +309,7 @@ func (e *Enforcer) pass(reason Reason) bool {
 		e.apply(snapshot, states, mode)
 		e.tellRepairs(snapshot)
 	}
+	e.expect(snapshot)
 	e.logProblems(problems)
 	e.publish(snapshot, mode.String(), why, problems)
 	return true

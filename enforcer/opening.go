@@ -128,6 +128,24 @@ func (o *Opening) Repairs() []datapath.Repair {
 	return d.Repairs()
 }
 
+// Early implements Datapath.
+func (o *Opening) Early(ifindex int) (attach func()) {
+	d, err := o.get()
+	if err != nil {
+		return nil
+	}
+	return d.Early(ifindex)
+}
+
+// Expect implements Datapath.
+func (o *Opening) Expect(pods int) error {
+	d, err := o.get()
+	if err != nil {
+		return err
+	}
+	return d.Expect(pods)
+}
+
 // Close lets go of file descriptors; every limit stays in force.
 func (o *Opening) Close() error {
 	d, err := o.get()

@@ -19,6 +19,8 @@ import (
 // Rivals finds devices that another limiter is in charge of. It is asked by two goroutines at once.
 type Rivals interface {
 	Look(devices, exits []int) (map[int]rivals.Rival, error)
+	// Unseen reports, cheaply, whether one may be in charge of a device of which no notice of qdiscs or filters tells.
+	Unseen() bool
 }
 
 var _ Rivals = (*rivals.Scanner)(nil)
@@ -114,8 +116,8 @@ type survey struct {
 	err     error
 }
 
-// lookForRivals looks at devices that are new at once, and at all of them where filters changed or at a resync: of many
-// aside, as the kernel's list of their qdiscs is waited for while others add devices, and each that they add changes some.
+// lookForRivals looks at devices that are new, and at all of them where filters changed or at a resync. Of many, and of new
+// ones at which nobody can be seen to have done anything, aside: each question is waited for while others add devices.
 func (e *Enforcer) lookForRivals(reason Reason) error {
 	if e.opts.Rivals == nil {
 		return nil
@@ -124,21 +126,22 @@ func (e *Enforcer) lookForRivals(reason Reason) error {
 	if s, ok := e.looking.take(); ok {
 		errs = append(errs, e.surveyed(s))
 	}
-	now := e.now()
+	now, full := e.now(), reason.has(Resync)
 	e.lookOwed = e.lookOwed || reason.has(QdiscsChanged)
-	all := reason.has(Resync) || e.lookOwed && now.Sub(e.lookedAt) >= lookEvery
-	if reason.has(Resync) {
+	all := full || e.lookOwed && now.Sub(e.lookedAt) >= lookEvery
+	if full {
 		_, _ = e.looking.wait() // older than what comes now
+		e.untouchAll()
 	}
 	all = all && !e.looking.goesOn()
 	there := map[device.Link]bool{}
-	var known, wanted []device.Link
+	var known, fresh []device.Link
 	for _, p := range e.pods {
 		for _, d := range p.found.Devices {
-			if there[d] = true; e.looked[d] {
+			if there[d] = e.looked[d]; e.looked[d] {
 				known = append(known, d)
 			} else {
-				wanted = append(wanted, d)
+				fresh = append(fresh, d)
 			}
 		}
 	}
@@ -147,18 +150,41 @@ func (e *Enforcer) lookForRivals(reason Reason) error {
 	for _, d := range e.exits.Exits {
 		exits = append(exits, d.Index)
 	}
+	soon, later := e.urgent(fresh, full)
 	if all {
 		e.lookedAt, e.lookOwed = now, false
-		if reason.has(Resync) || len(known) <= manyVeths {
-			wanted = append(wanted, known...)
+		if full || len(known) <= manyVeths {
+			soon = append(soon, known...)
 		} else {
-			e.looking.begin(func() survey { return look(e.opts.Rivals, known, exits) }, e.wakeForPass)
+			later = append(later, known...)
 		}
 	}
-	if len(wanted) > 0 {
-		errs = append(errs, e.surveyed(look(e.opts.Rivals, wanted, exits)))
+	if len(later) > 0 && !e.looking.goesOn() {
+		e.looking.begin(func() survey { return look(e.opts.Rivals, later, exits) }, e.wakeForPass)
+	}
+	if len(soon) > 0 {
+		errs = append(errs, e.surveyed(look(e.opts.Rivals, soon, exits)))
 	}
 	return errors.Join(errs...)
+}
+
+// urgent splits new devices: at some somebody may have been at work already, and their pods wait for the answer, as all do
+// where few start. Without tcx each device that is limited is asked for its filters anyhow.
+func (e *Enforcer) urgent(fresh []device.Link, full bool) (soon, later []device.Link) {
+	if len(fresh) == 0 {
+		return nil, nil
+	}
+	if full || e.expected() <= few || !e.opts.Datapath.Features().TCX || e.opts.Rivals.Unseen() {
+		return fresh, nil
+	}
+	for _, d := range fresh {
+		if e.isTouched(d.Index) {
+			soon = append(soon, d)
+		} else {
+			later = append(later, d)
+		}
+	}
+	return soon, later
 }
 
 func look(r Rivals, devices []device.Link, exits []int) survey {
@@ -173,9 +199,10 @@ func look(r Rivals, devices []device.Link, exits []int) survey {
 // surveyed takes a look's findings on devices that are still those that were looked at.
 func (e *Enforcer) surveyed(s survey) error {
 	for _, d := range s.devices {
-		if !e.looked[d] {
+		if _, there := e.looked[d]; !there {
 			continue
 		}
+		e.looked[d] = true
 		delete(e.rivals, d.Index)
 		if r, ok := s.found[d.Index]; ok {
 			e.rivals[d.Index] = r

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -20,16 +21,22 @@ import (
 
 // charge says who is in charge of which device.
 type charge struct {
-	found map[int]rivals.Rival
-	asked [][]int
+	mu     sync.Mutex
+	found  map[int]rivals.Rival
+	asked  [][]int
+	unseen bool
 }
 
 func (c *charge) Look(devices, _ []int) (map[int]rivals.Rival, error) {
 	devices = slices.Clone(devices)
 	slices.Sort(devices)
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.asked = append(c.asked, devices)
 	return c.found, nil
 }
+
+func (c *charge) Unseen() bool { return c.unseen }
 
 func (w *world) Repaired(pod pods.Pod, r datapath.Repair) {
 	w.told = append(w.told, pod.Name+" repaired: "+r.String())

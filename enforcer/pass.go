@@ -26,8 +26,12 @@ func (e *Enforcer) locate(snapshot pods.Snapshot, reason Reason) error {
 	if err != nil {
 		return fmt.Errorf("find pods' devices: %w", err)
 	}
-	defer scan.Close()
 	now := e.now()
+	defer func() {
+		if !e.verify(scan, now) {
+			scan.Close()
+		}
+	}()
 	e.placed = false
 	var searches []*search
 	for _, pod := range snapshot.Pods {
@@ -60,7 +64,8 @@ func (e *Enforcer) locate(snapshot pods.Snapshot, reason Reason) error {
 			continue
 		}
 		query.Left = p.seen && !there && !reason.has(Resync)
-		searches = append(searches, &search{pod: p, limited: pod.Limited(), query: query, current: current})
+		query.Brief = !current && !reason.has(Resync)
+		searches = append(searches, &search{uid: pod.UID, pod: p, limited: pod.Limited(), query: query, current: current})
 	}
 	together(len(searches), func(i int) { searches[i].make(scan) })
 	for _, s := range searches {
@@ -71,6 +76,7 @@ func (e *Enforcer) locate(snapshot pods.Snapshot, reason Reason) error {
 
 // search is one look for a pod's devices.
 type search struct {
+	uid     string
 	pod     *podState
 	limited bool
 	query   device.Query
@@ -84,8 +90,10 @@ func (s *search) make(scan Scan) {
 	if s.whole = s.current && scan.Whole(s.pod.found); s.whole {
 		return
 	}
-	s.found, s.err = scan.Find(s.query)
+	s.find(scan)
 }
+
+func (s *search) find(scan Scan) { s.found, s.err = scan.Find(s.query) }
 
 // found takes what a search came to.
 func (e *Enforcer) found(s *search, now time.Time) {
@@ -97,7 +105,7 @@ func (e *Enforcer) found(s *search, now time.Time) {
 	e.placed = e.placed || s.err == nil && s.limited && !slices.Equal(s.found.Devices, p.found.Devices)
 	p.query, p.found, p.err = s.query, s.found, s.err
 	if s.err == nil {
-		p.seen = s.found.Told
+		p.seen, p.verify = s.found.Told, now.Add(verifyAfter)
 	}
 	p.schedule(now)
 }

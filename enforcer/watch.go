@@ -5,28 +5,61 @@ package enforcer
 import (
 	"context"
 	"os"
+	"sync"
 
 	"github.com/kubepace/kubepace/enforcer/device"
 	"github.com/kubepace/kubepace/enforcer/internal/rtnl"
 	"github.com/kubepace/kubepace/enforcer/internal/rundir"
 )
 
-// WatchNode pokes the loop at each change of the node's devices, routes, qdiscs and filters, until ctx ends.
+// everything may have changed on the node.
+const everything = DevicesChanged | RoutesChanged | QdiscsChanged
+
+// WatchNode pokes the loop at each change of the node's devices, routes, qdiscs and filters, until ctx ends, and makes ready
+// for pods whose devices come.
 func (e *Enforcer) WatchNode(ctx context.Context, f *device.Finder) error {
-	everything := DevicesChanged | RoutesChanged | QdiscsChanged
-	return f.WatchNode(ctx, func() { e.Poke(everything) }, func(c rtnl.Change) {
-		switch c {
-		case rtnl.ChangeLink:
-			e.Poke(DevicesChanged)
-		case rtnl.ChangeRoute:
-			e.Poke(RoutesChanged)
-		case rtnl.ChangeTC:
-			e.Poke(QdiscsChanged)
-		case rtnl.ChangeLost, rtnl.ChangeWhole:
-			e.Poke(everything)
-		}
-	})
+	w := &watcher{Enforcer: e}
+	defer w.attaching.Wait()
+	return f.WatchNode(ctx, w)
 }
+
+// watcher takes the node's notices.
+type watcher struct {
+	*Enforcer
+	attaching sync.WaitGroup
+}
+
+// Ready implements device.Watcher.
+func (w *watcher) Ready() { w.Poke(everything) }
+
+// Changed implements device.Watcher.
+func (w *watcher) Changed(c rtnl.Change) {
+	switch c {
+	case rtnl.ChangeLink:
+		w.Poke(DevicesChanged)
+	case rtnl.ChangeRoute:
+		w.Poke(RoutesChanged)
+	case rtnl.ChangeTC:
+		w.Poke(QdiscsChanged)
+	case rtnl.ChangeLost, rtnl.ChangeWhole:
+		w.Poke(everything)
+	}
+}
+
+// Came attaches the program while the pod's CNI plugin still works on its network: both wait for the same lock of the
+// kernel.
+func (w *watcher) Came(l device.Link) {
+	w.untouch(l.Index)
+	if w.expected() == 0 {
+		return
+	}
+	if attach := w.opts.Datapath.Early(l.Index); attach != nil {
+		w.attaching.Go(attach)
+	}
+}
+
+// Filtered implements device.Watcher.
+func (w *watcher) Filtered(ifindex int) { w.touch(ifindex) }
 
 // ErrLocked means that another agent, or a cleanup, works with this run folder.
 var ErrLocked = rundir.ErrLocked

@@ -32,6 +32,8 @@ type kernel struct {
 	repairs   []datapath.Repair
 	setErr    error
 	statesErr error
+	early     []int // devices
+	expected  []int // pods
 }
 
 func (k *kernel) Set(l datapath.Limit) error {
@@ -78,6 +80,21 @@ func (k *kernel) Repairs() []datapath.Repair {
 
 func (k *kernel) Features() datapath.Features { return k.features }
 
+func (k *kernel) Early(ifindex int) (attach func()) {
+	return func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		k.early = append(k.early, ifindex)
+	}
+}
+
+func (k *kernel) Expect(pods int) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.expected = append(k.expected, pods)
+	return nil
+}
+
 type source struct {
 	snapshot pods.Snapshot
 	changes  chan struct{}
@@ -106,6 +123,8 @@ type network struct {
 	finds  int
 	wholes int
 	torn   bool                    // pods got further interfaces
+	brief  bool                    // a brief question gets a brief answer
+	still  []device.Link           // devices that are there as well
 	asked  map[string]device.Query // latest, by UID
 	err    error
 }
@@ -120,7 +139,10 @@ func (n *network) Find(q device.Query) (device.Found, error) {
 	}
 	for _, ip := range q.IPs {
 		if f, ok := n.found[ip.String()]; ok {
-			f.Told = len(q.Sandboxes) > 0
+			f.Told, f.Outside = len(q.Sandboxes) > 0, q.Brief && n.brief
+			if f.Outside {
+				f.Unheld = nil
+			}
 			return f, n.err
 		}
 	}
@@ -128,8 +150,10 @@ func (n *network) Find(q device.Query) (device.Found, error) {
 }
 
 func (n *network) Current(links []device.Link) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	for _, l := range links {
-		if !slices.ContainsFunc(slices.Collect(values(n.found)), func(f device.Found) bool { return slices.Contains(f.Devices, l) }) {
+		if !slices.Contains(n.still, l) && !slices.ContainsFunc(slices.Collect(values(n.found)), func(f device.Found) bool { return slices.Contains(f.Devices, l) }) {
 			return false
 		}
 	}

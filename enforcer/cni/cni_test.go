@@ -47,7 +47,7 @@ func web() result {
 	return result{
 		pod:     datapath.Pod{Namespace: "team-a", Name: "web-0", UID: "1b4e28ba-2fa1-11d2-883f-0016d3cca427"},
 		sandbox: "5f6f1c00", netns: "cni-0a1b", ips: addrs("10.244.0.5", "fd00:10:244::5"),
-		hostDevices: []string{"cni0", "veth5f6f1c00"}, rate: 10 * bandwidth.Megabit,
+		hostDevices: []string{"cni0", "veth5f6f1c00"}, inside: []string{"eth0"}, rate: 10 * bandwidth.Megabit,
 	}
 }
 
@@ -74,6 +74,7 @@ func TestParse(t *testing.T) {
 		"rate as a float":                        {`"egressRate":10000000`, `"egressRate":1e+07`, func(*result) {}},
 		"hostile addresses":                      {`"10.244.0.5/24"`, `"10.244.0.5/240"`, func(r *result) { r.ips = addrs("fd00:10:244::5") }},
 		"loopback":                               {`"10.244.0.5/24"`, `"127.0.0.1/8"`, func(r *result) { r.ips = addrs("fd00:10:244::5") }},
+		"the loopback plugin's":                  {`"name":"eth0"`, `"name":"lo"`, func(r *result) { r.inside = nil }},
 		"specification 0.2":                      {`"ips":[`, `"ip4":{"ip":"10.9.9.9/24"},"ips":[`, func(r *result) { r.ips = addrs("10.9.9.9", "10.244.0.5", "fd00:10:244::5") }},
 	} {
 		want := web()

@@ -25,6 +25,7 @@ type result struct {
 	netns       string // file name in the folder of network namespaces
 	ips         []netip.Addr
 	hostDevices []string
+	inside      []string // interfaces of the sandbox, loopback left out
 	rate        bandwidth.Rate
 	rateErr     error
 	written     time.Time
@@ -95,8 +96,12 @@ func parse(data []byte, netnsDirs []string) (result, error) {
 	r.netns = fileName(c.namespace(), netnsDirs)
 	r.ips = c.addresses()
 	for _, i := range c.Result.Interfaces {
-		if i.Sandbox == "" && i.Name != "" && len(r.hostDevices) < maxDevices {
+		switch {
+		case i.Name == "":
+		case i.Sandbox == "" && len(r.hostDevices) < maxDevices:
 			r.hostDevices = append(r.hostDevices, clip(i.Name))
+		case i.Sandbox != "" && i.Name != "lo" && len(r.inside) < maxDevices:
+			r.inside = append(r.inside, clip(i.Name))
 		}
 	}
 	r.rate, r.rateErr = c.rate()

@@ -22,6 +22,7 @@ type Sandbox struct {
 	Netns       string
 	IPs         []netip.Addr
 	HostDevices []string // the node's interfaces that the result names
+	Inside      []string // the sandbox's own that it names, loopback left out
 	// Rate is the smallest egress limit that the runtime passed to a network, zero for none; RateErr says why one is
 	// no sane limit.
 	Rate    bandwidth.Rate
@@ -73,6 +74,7 @@ func newView(results []result, problems []error) *View {
 	for _, s := range byKey {
 		slices.SortFunc(s.IPs, netip.Addr.Compare)
 		slices.Sort(s.HostDevices)
+		slices.Sort(s.Inside)
 		all = append(all, *s)
 	}
 	slices.SortFunc(all, func(a, b Sandbox) int {
@@ -90,16 +92,9 @@ func newView(results []result, problems []error) *View {
 }
 
 func (s *Sandbox) add(r result) {
-	for _, ip := range r.ips {
-		if !slices.Contains(s.IPs, ip) {
-			s.IPs = append(s.IPs, ip)
-		}
-	}
-	for _, name := range r.hostDevices {
-		if !slices.Contains(s.HostDevices, name) {
-			s.HostDevices = append(s.HostDevices, name)
-		}
-	}
+	s.IPs = union(s.IPs, r.ips)
+	s.HostDevices = union(s.HostDevices, r.hostDevices)
+	s.Inside = union(s.Inside, r.inside)
 	if r.rate != 0 && (s.Rate == 0 || r.rate < s.Rate) {
 		s.Rate = r.rate
 	}
@@ -111,8 +106,18 @@ func (s *Sandbox) add(r result) {
 	}
 }
 
+// union appends what is not in list yet.
+func union[T comparable](list, more []T) []T {
+	for _, x := range more {
+		if !slices.Contains(list, x) {
+			list = append(list, x)
+		}
+	}
+	return list
+}
+
 // Equal reports whether two sandboxes are the same and lead to the same devices.
 func (s Sandbox) Equal(o Sandbox) bool {
 	return s.Pod == o.Pod && s.ID == o.ID && s.Netns == o.Netns && s.Written.Equal(o.Written) &&
-		slices.Equal(s.IPs, o.IPs) && slices.Equal(s.HostDevices, o.HostDevices)
+		slices.Equal(s.IPs, o.IPs) && slices.Equal(s.HostDevices, o.HostDevices) && slices.Equal(s.Inside, o.Inside)
 }

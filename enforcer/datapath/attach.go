@@ -66,17 +66,26 @@ func attachTCX(p pins, prog *ebpf.Program, ifindex int) error {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("load pinned tcx link %s: %w", pin, err)
 	}
-	l, err := link.AttachTCX(link.TCXOptions{
-		Interface: ifindex, Program: prog, Attach: ebpf.AttachTCXIngress, Anchor: link.Head(),
-	})
+	l, err := attachHead(prog, ifindex)
 	if err != nil {
-		return fmt.Errorf("attach tcx to device %d: %w", ifindex, err)
+		return err
 	}
 	defer l.Close()
 	if err := l.Pin(pin); err != nil {
 		return fmt.Errorf("pin tcx link %s: %w", pin, err)
 	}
 	return nil
+}
+
+// attachHead puts the program before all others at a device's ingress.
+func attachHead(prog *ebpf.Program, ifindex int) (link.Link, error) {
+	l, err := link.AttachTCX(link.TCXOptions{
+		Interface: ifindex, Program: prog, Attach: ebpf.AttachTCXIngress, Anchor: link.Head(),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("attach tcx to device %d: %w", ifindex, err)
+	}
+	return l, nil
 }
 
 // tcxIndex is the device that a link hangs on, 0 where that device is gone.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -40,6 +41,8 @@ type Datapath struct {
 	program ebpf.ProgramID    // ours
 	repairs []Repair          // since Repairs was called
 	first   map[int]bool      // devices, by ifindex, at whose hook our program was first when last looked at
+	early   map[int]*early    // by ifindex
+	spare   []uint32          // slots that are prepared and in use by nobody, sorted
 }
 
 // entry is what the agent knows of one pod's kernel state.
@@ -66,7 +69,7 @@ func Open(opts Options) (*Datapath, error) {
 	}
 	d := &Datapath{
 		opts: opts, log: opts.Log, pins: pins{root: opts.BPFFS}, features: features, loadSpec: opts.spec,
-		pods: map[string]*entry{}, slots: map[uint32]bool{}, first: map[int]bool{},
+		pods: map[string]*entry{}, slots: map[uint32]bool{}, first: map[int]bool{}, early: map[int]*early{},
 	}
 	if err := d.load(); err != nil {
 		return nil, explain(err)
@@ -96,7 +99,9 @@ func (d *Datapath) Close() error {
 	}
 	err := errors.Join(d.objects.Close(), d.heads.Close())
 	d.objects = nil
-	return err
+	let := slices.Collect(maps.Values(d.early))
+	clear(d.early)
+	return errors.Join(err, d.unlocked(func() error { return letGo(let) }))
 }
 
 // Set brings one pod to the desired state: allocates its state, attaches the program to its devices, detaches it
@@ -166,8 +171,18 @@ func (d *Datapath) ensureEntry(pod Pod) (*entry, error) {
 	return e, nil
 }
 
-// allocate takes the lowest free slot and prepares it: no limit, a clock at zero, an empty flow table.
-func (d *Datapath) allocate() (_ uint32, err error) {
+// allocate takes a slot that is prepared, or prepares one.
+func (d *Datapath) allocate() (uint32, error) {
+	if len(d.spare) == 0 {
+		return d.newSlot()
+	}
+	slot := d.spare[0]
+	d.spare = d.spare[1:]
+	return slot, nil
+}
+
+// newSlot takes the lowest free slot and prepares it: no limit, a clock at zero, an empty flow table.
+func (d *Datapath) newSlot() (_ uint32, err error) {
 	slot, size := uint32(0), d.objects.KubepaceLimits.MaxEntries()
 	for d.slots[slot] {
 		slot++
@@ -331,14 +346,19 @@ func (d *Datapath) release(e *entry) error {
 		return fmt.Errorf("reset limit: %w", err)
 	}
 	e.limit = bpf.EgressPaceLimit{}
+	return d.free(e.slot)
+}
+
+// free deletes a slot's flow table and identity. Called with mu held; others may work meanwhile.
+func (d *Datapath) free(slot uint32) error {
 	flows := d.objects.KubepaceFlows
-	if err := d.unlocked(func() error { return flows.Delete(e.slot) }); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+	if err := d.unlocked(func() error { return flows.Delete(slot) }); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("delete flow table: %w", err)
 	}
-	if err := d.objects.KubepaceIdentities.Delete(e.slot); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+	if err := d.objects.KubepaceIdentities.Delete(slot); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("delete identity: %w", err)
 	}
-	delete(d.slots, e.slot)
+	delete(d.slots, slot)
 	return nil
 }
 

@@ -179,6 +179,9 @@ func (d *Datapath) attachNew(ifindex int, at position) (a attachment, err error)
 	if at.hook != HookNone || !d.polled() {
 		return d.makeFirst(ifindex, at)
 	}
+	if d.claim(ifindex) {
+		return attachment{hook: HookTCX}, nil
+	}
 	prog := d.objects.KubepaceEgress
 	err = d.unlocked(func() (err error) {
 		a, err = attach(d.pins, prog, ifindex, d.opts.clsact)

@@ -36,6 +36,8 @@ type Query struct {
 	// Left: the runtime told of the pod's network when it was there. If it makes another it tells of that as well: IPs
 	// are not looked for, which takes a look into every namespace, for each pod that has just ended.
 	Left bool
+	// Brief: a pod that the runtime told of may be found from the node's side alone; see Found.Outside.
+	Brief bool
 }
 
 // Equal reports whether two queries ask for the same pod by the same.
@@ -51,6 +53,8 @@ type Found struct {
 	Unheld []string
 	// Told: they were found by what the container runtime told of the pod's network.
 	Told bool
+	// Outside: nobody has looked into the pod, which may have interfaces that cannot be held as well. Find again, not Brief.
+	Outside bool
 	// inside are the interfaces of the pod's namespace; see Scan.Whole.
 	inside []interfaceID
 }
@@ -252,7 +256,7 @@ func (s *Scan) now(index int) (Link, bool, error) {
 // ErrHostNetwork, or tell of a failed system call; Temporary tells which may pass.
 func (s *Scan) Find(q Query) (Found, error) {
 	if q.Netns == "" {
-		found, err := s.findBySandbox(q.Sandboxes)
+		found, err := s.findBySandbox(q.Sandboxes, q.Brief)
 		if !stale(err) {
 			return found, err
 		}
@@ -372,13 +376,9 @@ func (s *Scan) peers(ns *namespace) (Found, error) {
 	if err != nil {
 		return Found{}, fmt.Errorf("get namespace id in %s: %w", ns.path, err)
 	}
-	var theirs int
-	err = s.finder.host.Ask(func(c *rtnl.Conn) (err error) {
-		theirs, err = c.GetNetNsIdByFd(int(ns.handle))
-		return err
-	})
+	theirs, err := s.idOf(ns)
 	if err != nil {
-		return Found{}, fmt.Errorf("get namespace id of %s: %w", ns.path, err)
+		return Found{}, err
 	}
 	found := Found{inside: interfacesOf(links)}
 	for _, l := range links {
@@ -408,6 +408,19 @@ func (s *Scan) peers(ns *namespace) (Found, error) {
 	}
 	sort.Slice(found.Devices, func(i, j int) bool { return found.Devices[i].Index < found.Devices[j].Index })
 	return found, nil
+}
+
+// idOf is the node's id of a namespace, -1 where it has none. The kernel answers without its lock of all network
+// configuration.
+func (s *Scan) idOf(ns *namespace) (id int, err error) {
+	err = s.finder.host.Ask(func(c *rtnl.Conn) (err error) {
+		id, err = c.GetNetNsIdByFd(int(ns.handle))
+		return err
+	})
+	if err != nil {
+		return -1, fmt.Errorf("get namespace id of %s: %w", ns.path, err)
+	}
+	return id, nil
 }
 
 // isPair reports whether l is an end of a pair whose other end is in the namespace with the given id.

@@ -239,19 +239,22 @@ func TestWatch(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
 		ready, links, files := make(chan struct{}), make(chan struct{}, 100), make(chan struct{}, 100)
+		came, filtered := make(chan Link, 100), make(chan int, 100)
 		ended := make(chan error, 2)
 		go func() {
-			ended <- f.WatchNode(ctx, func() { close(ready) }, func(c rtnl.Change) {
-				if c == rtnl.ChangeLink {
-					select {
-					case links <- struct{}{}:
-					default:
+			ended <- f.WatchNode(ctx, told{ready: func() { close(ready) }, came: func(l Link) { came <- l },
+				filtered: func(ifindex int) { filtered <- ifindex }, changed: func(c rtnl.Change) {
+					if c == rtnl.ChangeLink {
+						select {
+						case links <- struct{}{}:
+						default:
+						}
 					}
-				}
-			})
+				}})
 		}()
 		go func() { ended <- f.WatchNetns(ctx, func() { files <- struct{}{} }) }()
 		<-ready
+		n.scan(f, false)                   // what comes is told from what was there
 		time.Sleep(100 * time.Millisecond) // the folder's watch has no ready signal
 		pod := n.pod("a", nil)
 		n.veth("veth-a", "eth0", pod)
@@ -261,6 +264,18 @@ func TestWatch(t *testing.T) {
 			case <-ctx.Done():
 				n.t.Errorf("no notice of a new %s", name)
 			}
+		}
+		link, err := netlink.LinkByName("veth-a")
+		n.must(err, "find veth-a")
+		if l := <-came; l.Name != "veth-a" || l.Index != link.Attrs().Index || l.PeerN < 0 {
+			n.t.Errorf("%+v came; want veth-a, which leads to the pod", l)
+		}
+		n.must(netlink.LinkSetMTU(link, 1400), "change veth-a") // which does not make it come again
+		n.must(netlink.QdiscAdd(&netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
+			LinkIndex: link.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
+		}}), "add clsact")
+		if index := <-filtered; index != link.Attrs().Index || len(came) > 0 {
+			n.t.Errorf("a qdisc on device %d, %d devices came; want one on %d, and none", index, len(came), link.Attrs().Index)
 		}
 		cancel()
 		for range 2 {

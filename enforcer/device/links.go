@@ -72,39 +72,54 @@ func (l *links) lose() {
 	l.devices, l.lost = nil, true
 }
 
-// note takes a notice of the kernel.
-func (l *links) note(message syscall.NetlinkMessage) {
+// note takes a notice of the kernel. came: the device leads to another namespace, and was known
+// not to.
+func (l *links) note(message syscall.NetlinkMessage) (device Link, came bool) {
 	if len(message.Data) < unix.SizeofIfInfomsg {
-		return
+		return Link{}, false
 	}
 	// A bridge tells of its ports in the same words, and a port that leaves it is not deleted.
 	info := nl.DeserializeIfInfomsg(message.Data)
 	if info.Family != unix.AF_UNSPEC {
-		return
+		return Link{}, false
 	}
 	index := int(info.Index)
 	if message.Header.Type == unix.RTM_DELLINK {
 		l.change(func(devices map[int]Link) { delete(devices, index) })
-		return
+		return Link{}, false
 	}
-	device, err := netlink.LinkDeserialize(nil, message.Data)
+	told, err := netlink.LinkDeserialize(nil, message.Data)
 	if err != nil {
 		l.lose()
-		return
+		return Link{}, false
 	}
-	if device.Attrs().Name != "" { // a wireless device's events have nothing else
-		l.put(newLink(device))
+	if told.Attrs().Name == "" { // a wireless device's events have nothing else
+		return Link{}, false
 	}
+	device = newLink(told)
+	return device, l.put(device)
 }
 
-// put notes what a device is now.
-func (l *links) put(device Link) {
-	l.change(func(devices map[int]Link) { devices[device.Index] = device })
+// put notes what a device is now; true where it leads to another namespace, and was known not to.
+func (l *links) put(device Link) (came bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.devices != nil && isPair(device, device.PeerN) {
+		before, ok := l.devices[device.Index]
+		came = !ok || before.Peer != device.Peer || before.PeerN != device.PeerN
+	}
+	l.changed(func(devices map[int]Link) { devices[device.Index] = device })
+	return came
 }
 
 func (l *links) change(change func(map[int]Link)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.changed(change)
+}
+
+// changed is change with mu held.
+func (l *links) changed(change func(map[int]Link)) {
 	if l.listing {
 		l.news = append(l.news, change)
 	}

@@ -16,6 +16,34 @@ import (
 	"github.com/kubepace/kubepace/enforcer/internal/rtnl"
 )
 
+// told is a Watcher of functions; nil ones are not called.
+type told struct {
+	ready    func()
+	came     func(Link)
+	filtered func(ifindex int)
+	changed  func(rtnl.Change)
+}
+
+func (w told) Ready() { w.ready() }
+
+func (w told) Came(l Link) {
+	if w.came != nil {
+		w.came(l)
+	}
+}
+
+func (w told) Filtered(ifindex int) {
+	if w.filtered != nil {
+		w.filtered(ifindex)
+	}
+}
+
+func (w told) Changed(c rtnl.Change) {
+	if w.changed != nil {
+		w.changed(c)
+	}
+}
+
 // watched runs f with a finder that is told of the node's devices; settled waits until all is told that was done.
 func watched(n *node, f func(finder *Finder, settled func())) {
 	finder, err := NewFinder(n.dir)
@@ -26,11 +54,11 @@ func watched(n *node, f func(finder *Finder, settled func())) {
 	ready, ended := make(chan struct{}), make(chan error, 1)
 	links := make(chan struct{}, 1000)
 	go func() {
-		ended <- finder.WatchNode(ctx, func() { close(ready) }, func(c rtnl.Change) {
+		ended <- finder.WatchNode(ctx, told{ready: func() { close(ready) }, changed: func(c rtnl.Change) {
 			if c == rtnl.ChangeLink {
 				links <- struct{}{}
 			}
-		})
+		}})
 	}()
 	<-ready
 	f(finder, func() {
@@ -134,7 +162,7 @@ func TestNoticesThatRanOver(t *testing.T) {
 		hold, lost := make(chan struct{}), make(chan struct{}, 1)
 		var once sync.Once
 		go func() {
-			ended <- finder.WatchNode(ctx, func() { close(ready) }, func(c rtnl.Change) {
+			ended <- finder.WatchNode(ctx, told{ready: func() { close(ready) }, changed: func(c rtnl.Change) {
 				switch c {
 				case rtnl.ChangeLink:
 					<-hold
@@ -144,7 +172,7 @@ func TestNoticesThatRanOver(t *testing.T) {
 				case rtnl.ChangeWhole:
 					once.Do(func() { close(whole) })
 				}
-			})
+			}})
 		}()
 		<-ready
 		n.scan(finder, false)

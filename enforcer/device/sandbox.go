@@ -3,6 +3,7 @@
 package device
 
 import (
+	"cmp"
 	"errors"
 	"net/netip"
 	"path/filepath"
@@ -18,10 +19,10 @@ var (
 )
 
 // findBySandbox returns the devices of the newest sandbox that is still there. Its error is stale where none is.
-func (s *Scan) findBySandbox(sandboxes []cni.Sandbox) (Found, error) {
+func (s *Scan) findBySandbox(sandboxes []cni.Sandbox, brief bool) (Found, error) {
 	var first error = &NotFoundError{Dir: s.finder.dir}
 	for i, sandbox := range sandboxes {
-		found, err := s.inSandbox(sandbox)
+		found, err := s.inSandbox(sandbox, brief)
 		if !stale(err) {
 			found.Told = err == nil
 			return found, err
@@ -34,7 +35,7 @@ func (s *Scan) findBySandbox(sandboxes []cni.Sandbox) (Found, error) {
 }
 
 // inSandbox looks into the namespace that a sandbox names.
-func (s *Scan) inSandbox(sandbox cni.Sandbox) (Found, error) {
+func (s *Scan) inSandbox(sandbox cni.Sandbox, brief bool) (Found, error) {
 	path := filepath.Join(s.finder.dir, sandbox.Netns)
 	ns, err := openNamespace(path)
 	if err != nil {
@@ -43,6 +44,11 @@ func (s *Scan) inSandbox(sandbox cni.Sandbox) (Found, error) {
 	defer ns.Close()
 	if ns.id == s.finder.own.id {
 		return Found{}, &NotFoundError{Netns: path, Err: errOwn}
+	}
+	if brief {
+		if found, ok := s.outside(ns, sandbox); ok {
+			return found, nil
+		}
 	}
 	found, err := s.peers(ns)
 	is, checkErr := s.belongs(ns, sandbox, found.Devices)
@@ -53,6 +59,33 @@ func (s *Scan) inSandbox(sandbox cni.Sandbox) (Found, error) {
 		return Found{}, &NotFoundError{Netns: path, Err: errAnother}
 	}
 	return found, err
+}
+
+// outside is what the node's side shows of a sandbox's namespace, without a look into it, which waits for the kernel's
+// lock of all network configuration. It is enough where the CNI result names each device that leads there, and no more
+// interfaces inside than those are the ends of.
+func (s *Scan) outside(ns *namespace, sandbox cni.Sandbox) (Found, bool) {
+	id, err := s.idOf(ns)
+	if err != nil {
+		return Found{}, false
+	}
+	found := Found{Outside: true, Devices: s.leadingTo(id)}
+	unnamed := func(l Link) bool { return !slices.Contains(sandbox.HostDevices, l.Name) }
+	whole := len(found.Devices) > 0 && len(sandbox.Inside) <= len(found.Devices) && !slices.ContainsFunc(found.Devices, unnamed)
+	return found, whole
+}
+
+// leadingTo returns the known devices of the node whose other end is in the namespace with the given id, sorted by ifindex.
+func (s *Scan) leadingTo(id int) (list []Link) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.links {
+		if isPair(l, id) {
+			list = append(list, l)
+		}
+	}
+	slices.SortFunc(list, func(a, b Link) int { return cmp.Compare(a.Index, b.Index) })
+	return list
 }
 
 // belongs reports whether a namespace is still the sandbox's: the kernel shows an address of the CNI result in it, or

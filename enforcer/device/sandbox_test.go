@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -122,6 +123,60 @@ func TestFindByCNIResult(t *testing.T) {
 		r.want("b", "veth-b")
 		r.want("a", "veth-a", "192.0.2.99") // the result goes before an address that is not there
 		r.wantNone("c", "no address yet")
+	})
+}
+
+// TestFoundFromOutside: the node's side is enough where the CNI result and the kernel name the same; in doubt the pod is looked
+// into.
+func TestFoundFromOutside(t *testing.T) {
+	inNode(t, func(n *node) {
+		r := n.results()
+		find := func(uid string) (Found, error) {
+			f, err := NewFinder(n.dir)
+			n.must(err, "new finder")
+			defer f.Close()
+			return n.scan(f, false).Find(Query{UID: uid, Sandboxes: cni.New(r.dir, n.dir, logr.Discard()).View().Sandboxes(uid), Brief: true})
+		}
+		want := func(uid string, outside bool, devices ...string) {
+			t.Helper()
+			found, err := find(uid)
+			var names []string
+			for _, d := range found.Devices {
+				names = append(names, d.Name)
+			}
+			if err != nil || !slices.Equal(names, devices) || found.Outside != outside || !found.Told {
+				t.Errorf("%s: %+v, %v; want %v, from outside: %v", uid, found, err, devices, outside)
+			}
+		}
+		for _, name := range []string{"one", "other", "two", "three", "four"} {
+			n.veth("veth-"+name, "eth0", n.pod("cni-"+name, nil), "10.1.0.2/24")
+		}
+		r.add("one", "cni-one", "veth-one", "10.1.0.2/24")
+		want("one", true, "veth-one")
+		// The result names another device than leads there, or none.
+		r.add("other", "cni-other", "veth-of-somebody", "10.1.0.2/24")
+		want("other", false, "veth-other")
+		r.add("four", "cni-four", "", "10.1.0.2/24")
+		want("four", false, "veth-four")
+		// One more leads there than the result names.
+		r.add("two", "cni-two", "veth-two", "10.1.0.2/24")
+		two, err := netns.GetFromPath(filepath.Join(n.dir, "cni-two"))
+		n.must(err, "open namespace")
+		defer two.Close()
+		n.veth("veth-two1", "net1", two, "10.2.0.2/24")
+		want("two", false, "veth-two", "veth-two1")
+		// The pod has an interface, by a network of its own, that leads elsewhere.
+		r.add("three", "cni-three", "veth-three", "10.1.0.2/24")
+		data, err := os.ReadFile(filepath.Join(r.dir, "net-three-cni-three-eth0"))
+		n.must(err, "read result")
+		more := strings.ReplaceAll(strings.ReplaceAll(string(data), "eth0", "net1"), `{"name":"veth-three"}`, `{"name":"net2","sandbox":"/x"}`)
+		n.must(os.WriteFile(filepath.Join(r.dir, "net-three-cni-three-net1"), []byte(more), 0o600), "write result")
+		want("three", false, "veth-three")
+		// A result that outlived its sandbox.
+		r.add("gone", "cni-gone", "veth-one", "10.1.0.2/24")
+		if found, err := find("gone"); !stale(err) {
+			t.Errorf("gone: %+v, %v; want none", found, err)
+		}
 	})
 }
 

@@ -20,23 +20,40 @@ const (
 	stillWatched = time.Minute
 )
 
-// WatchNode calls changed for each change of the node's devices, routes, qdiscs and filters, until ctx ends. ready is
-// called when no later change can be missed.
-func (f *Finder) WatchNode(ctx context.Context, ready func(), changed func(rtnl.Change)) error {
+// Watcher is told of the node's changes, from one goroutine. Its methods must be quick.
+type Watcher interface {
+	// Ready: no later change can be missed.
+	Ready()
+	// Came: a device leads to another network namespace, and did not before.
+	Came(Link)
+	// Filtered: qdiscs or filters of a device changed.
+	Filtered(ifindex int)
+	// Changed is called after them, and for all else.
+	Changed(rtnl.Change)
+}
+
+// WatchNode tells of each change of the node's devices, routes, qdiscs and filters, until ctx ends.
+func (f *Finder) WatchNode(ctx context.Context, w Watcher) error {
 	defer f.links.watch(false)
 	return rtnl.Watch(ctx, f.own.handle, func() {
 		f.links.watch(true)
-		ready()
+		w.Ready()
 	}, func(c rtnl.Change, message syscall.NetlinkMessage) {
 		switch c {
 		case rtnl.ChangeLink:
-			f.links.note(message)
+			if l, came := f.links.note(message); came {
+				w.Came(l)
+			}
+		case rtnl.ChangeTC:
+			if index := rtnl.DeviceOfTC(message); index > 0 {
+				w.Filtered(index)
+			}
 		case rtnl.ChangeLost:
 			f.links.watch(false)
 		case rtnl.ChangeWhole:
 			f.links.watch(true)
 		}
-		changed(c)
+		w.Changed(c)
 	})
 }
 

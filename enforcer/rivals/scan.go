@@ -5,6 +5,9 @@ package rivals
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -44,6 +47,12 @@ func New(bpffs string) (*Scanner, error) {
 func (s *Scanner) Close() {
 	s.host.Close()
 	_ = s.own.Close()
+}
+
+// Unseen reports whether Cilium's bandwidth manager is switched on: what it is in charge of stands in its maps.
+func (s *Scanner) Unseen() bool {
+	_, err := os.Lstat(filepath.Join(s.bpffs, ciliumFolder, ciliumThrottle))
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // Look tells which of the devices another limiter is in charge of, by ifindex. exits are the devices by which packets

@@ -154,8 +154,14 @@ func TestCilium(t *testing.T) {
 		l.want(pod, exits, "")
 		folder := filepath.Join(l.bpffs, ciliumFolder)
 		l.must(os.MkdirAll(folder, 0o755), "make folder")
+		if l.scanner.Unseen() {
+			l.Error("unseen limiters are expected without Cilium's maps")
+		}
 		throttle := l.pinned(folder, ciliumThrottle, 8, 24)
 		defer throttle.Close()
+		if !l.scanner.Unseen() {
+			l.Error("Cilium's map is not seen")
+		}
 		l.want(pod, exits, "") // chained, and nothing where packets leave
 		l.program(exit, netlink.HANDLE_MIN_EGRESS, "cil_to_netdev-eth9")
 		l.want(pod, exits, "Cilium's bandwidth manager") // which pods it limits cannot be read

@@ -102,3 +102,11 @@ func classify(message uint16) (Change, bool) {
 	}
 	return 0, false
 }
+
+// DeviceOfTC is the ifindex of the device whose qdisc or filter a notice is about, 0 where it names none (shared blocks).
+func DeviceOfTC(m syscall.NetlinkMessage) int {
+	if len(m.Data) < nl.SizeofTcMsg {
+		return 0
+	}
+	return max(0, int(nl.DeserializeTcMsg(m.Data).Ifindex))
+}

@@ -87,6 +87,12 @@ func (k *kernel) Look(devices, _ []int) (map[int]rivals.Rival, error) {
 	return map[int]rivals.Rival{12: {Who: "the CNI bandwidth plugin", How: "tbf on veth12", Device: "veth12"}}, nil
 }
 
+func (k *kernel) Unseen() bool { return false }
+
+func (k *kernel) Early(int) (attach func()) { return nil }
+
+func (k *kernel) Expect(int) error { return nil }
+
 func (k *kernel) Features() datapath.Features { return datapath.Features{Kernel: "6.1", Stamp: true} }
 
 func (k *kernel) Sync([]int) (qdisc.Result, error) {

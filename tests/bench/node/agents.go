@@ -187,6 +187,12 @@ func (m *memory) Disturbed() bool { return false }
 // Repairs implements enforcer.Datapath.
 func (m *memory) Repairs() []datapath.Repair { return nil }
 
+// Early implements enforcer.Datapath.
+func (m *memory) Early(int) (attach func()) { return nil }
+
+// Expect implements enforcer.Datapath.
+func (m *memory) Expect(int) error { return nil }
+
 // Sync implements enforcer.Qdiscs.
 func (m *memory) Sync([]int) (qdisc.Result, error) {
 	return qdisc.Result{Exits: []qdisc.Device{{Index: 2, Name: "eth0", Qdisc: "fq", Paced: true}}}, nil
