@@ -16,6 +16,7 @@ import (
 var (
 	errAnother = errors.New("has none of the addresses and devices of the CNI result: it is another pod's by now, or was taken down")
 	errOwn     = errors.New("is the node's own")
+	errNoneYet = errors.New("no device of the node leads there yet")
 )
 
 // findBySandbox returns the devices of the newest sandbox that is still there. Its error is stale where none is.
@@ -46,8 +47,12 @@ func (s *Scan) inSandbox(sandbox cni.Sandbox, brief bool) (Found, error) {
 		return Found{}, &NotFoundError{Netns: path, Err: errOwn}
 	}
 	if brief {
-		if found, ok := s.outside(ns, sandbox); ok {
+		found, ok := s.outside(ns, sandbox)
+		if ok {
 			return found, nil
+		}
+		if bare(sandbox) {
+			return Found{}, &NotFoundError{Netns: path, Err: errNoneYet}
 		}
 	}
 	found, err := s.peers(ns)
@@ -61,18 +66,26 @@ func (s *Scan) inSandbox(sandbox cni.Sandbox, brief bool) (Found, error) {
 	return found, err
 }
 
+// bare is a sandbox of which only loopback was told: containerd writes that down before it calls the pod's own CNI plugins,
+// which may just be at work.
+func bare(sandbox cni.Sandbox) bool {
+	return len(sandbox.IPs) == 0 && len(sandbox.HostDevices) == 0 && len(sandbox.Inside) == 0
+}
+
 // outside is what the node's side shows of a sandbox's namespace, without a look into it, which waits for the kernel's
 // lock of all network configuration. It is enough where the CNI result names each device that leads there, and no more
-// interfaces inside than those are the ends of.
+// interfaces inside than those are the ends of; and where there is no result yet.
 func (s *Scan) outside(ns *namespace, sandbox cni.Sandbox) (Found, bool) {
 	id, err := s.idOf(ns)
 	if err != nil {
 		return Found{}, false
 	}
 	found := Found{Outside: true, Devices: s.leadingTo(id)}
+	if len(found.Devices) == 0 || bare(sandbox) {
+		return found, len(found.Devices) > 0
+	}
 	unnamed := func(l Link) bool { return !slices.Contains(sandbox.HostDevices, l.Name) }
-	whole := len(found.Devices) > 0 && len(sandbox.Inside) <= len(found.Devices) && !slices.ContainsFunc(found.Devices, unnamed)
-	return found, whole
+	return found, len(sandbox.Inside) <= len(found.Devices) && !slices.ContainsFunc(found.Devices, unnamed)
 }
 
 // leadingTo returns the known devices of the node whose other end is in the namespace with the given id, sorted by ifindex.

@@ -5,6 +5,7 @@ package device
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -172,6 +173,17 @@ func TestFoundFromOutside(t *testing.T) {
 		more := strings.ReplaceAll(strings.ReplaceAll(string(data), "eth0", "net1"), `{"name":"veth-three"}`, `{"name":"net2","sandbox":"/x"}`)
 		n.must(os.WriteFile(filepath.Join(r.dir, "net-three-cni-three-net1"), []byte(more), 0o600), "write result")
 		want("three", false, "veth-three")
+		// Loopback only: the pod's network is being made.
+		five := n.pod("cni-five", nil)
+		lo := fmt.Sprintf(`{"kind":"cniCacheV1","containerId":"five","ifName":"lo","netns":%q,"cniArgs":[["K8S_POD_NAMESPACE","default"],
+["K8S_POD_NAME","five"],["K8S_POD_UID","five"]],"result":{"interfaces":[{"name":"lo","sandbox":%[1]q}],"ips":[{"address":"127.0.0.1/8"}]}}`,
+			filepath.Join(n.dir, "cni-five"))
+		n.must(os.WriteFile(filepath.Join(r.dir, "cni-loopback-five-lo"), []byte(lo), 0o600), "write result")
+		if found, err := find("five"); !Temporary(err) || !strings.Contains(fmt.Sprint(err), errNoneYet.Error()) {
+			t.Errorf("five: %+v, %v; want none yet", found, err)
+		}
+		n.veth("veth-five", "eth0", five, "10.1.0.6/24")
+		want("five", true, "veth-five")
 		// A result that outlived its sandbox.
 		r.add("gone", "cni-gone", "veth-one", "10.1.0.2/24")
 		if found, err := find("gone"); !stale(err) {

@@ -112,7 +112,7 @@ func await(ctx context.Context, said func(uid string) (Enforced, bool), uid stri
 
 func (p *Pod) start(ctx context.Context, network *Network) (s started) {
 	s.begin = time.Now()
-	addrs, err := p.Add(ctx, network, "eth0")
+	addrs, err := p.AddAll(ctx, network)
 	s.added = time.Now()
 	if err != nil || len(addrs) == 0 {
 		s.err = errors.Join(err, fmt.Errorf("%d addresses", len(addrs)))

@@ -14,6 +14,7 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 	types "github.com/containernetworking/cni/pkg/types/100"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -147,8 +148,44 @@ func (n *Node) NewPod(name, limit string) (*Pod, error) {
 // UID is the pod's.
 func (p *Pod) UID() string { return string(p.Object.UID) }
 
-// Add runs CNI ADD as containerd does, and returns the pod's addresses.
+// AddAll runs CNI ADD as containerd does for a pod that starts: of loopback and of its network at the same time.
+func (p *Pod) AddAll(ctx context.Context, network *Network) ([]netip.Addr, error) {
+	loopback, err := p.node.NewNetwork(loopbackNetwork)
+	if err != nil {
+		return nil, err
+	}
+	var adds errgroup.Group
+	var lo, eth0 added
+	adds.Go(func() (err error) { lo, err = p.addTo(ctx, loopback, "lo"); return err })
+	adds.Go(func() (err error) { eth0, err = p.addTo(ctx, network, "eth0"); return err })
+	err = adds.Wait()
+	for _, a := range []added{lo, eth0} {
+		if a.network != nil {
+			p.added = append(p.added, a.attachment)
+		}
+	}
+	return eth0.addrs, err
+}
+
+// loopbackNetwork is containerd's.
+const loopbackNetwork = `{"cniVersion":"0.3.1","name":"cni-loopback","plugins":[{"type":"loopback"}]}`
+
+// Add runs CNI ADD as containerd does for one network, and returns the pod's addresses.
 func (p *Pod) Add(ctx context.Context, network *Network, ifName string) ([]netip.Addr, error) {
+	a, err := p.addTo(ctx, network, ifName)
+	if err != nil {
+		return nil, err
+	}
+	p.added = append(p.added, a.attachment)
+	return a.addrs, nil
+}
+
+type added struct {
+	attachment
+	addrs []netip.Addr
+}
+
+func (p *Pod) addTo(ctx context.Context, network *Network, ifName string) (added, error) {
 	sandbox := "sandbox" + p.Object.Name
 	conf := &libcni.RuntimeConf{
 		ContainerID: sandbox, NetNS: p.Netns, IfName: ifName,
@@ -179,10 +216,9 @@ func (p *Pod) Add(ctx context.Context, network *Network, ifName string) ([]netip
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("CNI ADD of %s to %s: %w", ifName, p.Object.Name, err)
+		return added{}, fmt.Errorf("CNI ADD of %s to %s: %w", ifName, p.Object.Name, err)
 	}
-	p.added = append(p.added, attachment{network, conf})
-	return addrs, nil
+	return added{attachment{network, conf}, addrs}, nil
 }
 
 // Close runs CNI DEL and ends the sandbox.

@@ -54,6 +54,7 @@ func TestKubepace(t *testing.T) {
 		{"quota", s.quota},
 		{"live", s.live},
 		{"deletion", s.deletion},
+		{"crowd", s.crowd},
 		{"agent-restart", s.agentRestart},
 		{"node-programs", s.nodePrograms},
 		{"outage", s.outage},
