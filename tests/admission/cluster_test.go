@@ -152,7 +152,7 @@ func toLoopback(o *unstructured.Unstructured, base string) error {
 		config := h.(map[string]any)["clientConfig"].(map[string]any)
 		path, _, _ := unstructured.NestedString(config, "service", "path")
 		delete(config, "service")
-		config["url"] = base + path
+		config["url"] = lab.AsInCluster(base) + path
 	}
 	return unstructured.SetNestedSlice(o.Object, hooks, "webhooks")
 }

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/kubepace/kubepace/tests/admission/lab"
 )
 
 // process is the webhook's binary on free loopback ports; it can be stopped and started again.
@@ -48,7 +50,7 @@ func (p *process) start() error {
 	p.cmd = exec.Command(p.binary,
 		"--kubeconfig="+p.kubeconfig, "--listen-address=127.0.0.1", fmt.Sprintf("--port=%d", p.port),
 		fmt.Sprintf("--health-address=127.0.0.1:%d", p.health), fmt.Sprintf("--metrics-address=127.0.0.1:%d", p.metrics),
-		"--extra-ips=127.0.0.1", "--cluster-max=10G", "--drain-delay=2s", "--replica-name=only")
+		"--extra-ips="+lab.ExtraIPs, "--cluster-max=10G", "--drain-delay=2s", "--replica-name=only")
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
 	if err := p.cmd.Start(); err != nil {
 		return err

@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kubepace/kubepace/bandwidth"
+	"github.com/kubepace/kubepace/tests/admission/lab"
 )
 
 // withoutWebhook points one validating webhook at nothing while f runs, as an outage would.
@@ -50,7 +51,7 @@ func withoutWebhook(t *testing.T, name string, f func()) {
 		"resourcequotas.settings.kubepace.io": "/validate/resourcequotas",
 	}[name]
 	point("https://127.0.0.1:1" + path)
-	defer point(c.webhook.url + path)
+	defer point(lab.AsInCluster(c.webhook.url) + path)
 	f()
 }
 

@@ -173,6 +173,15 @@ func (c *Cluster) Install(ctx context.Context, objects []*unstructured.Unstructu
 	return nil
 }
 
+// ExtraIPs are the webhook's addresses here, for its certificate.
+const ExtraIPs = "127.0.0.1,0.0.0.0"
+
+// AsInCluster is a loopback URL at which the API server calls a webhook as it does in clusters: by HTTP/1.1, with a
+// connection for each call under way. It keeps HTTP/2 for loopback's names and addresses. 0.0.0.0 is the machine itself.
+func AsInCluster(url string) string {
+	return strings.Replace(url, "https://127.0.0.1:", "https://0.0.0.0:", 1)
+}
+
 // redirect replaces clientConfig.service.
 func redirect(o *unstructured.Unstructured, url string, edit func(map[string]any)) error {
 	if !strings.HasSuffix(o.GetKind(), "WebhookConfiguration") {
@@ -187,7 +196,7 @@ func redirect(o *unstructured.Unstructured, url string, edit func(map[string]any
 		config := hook["clientConfig"].(map[string]any)
 		path, _, _ := unstructured.NestedString(config, "service", "path")
 		delete(config, "service")
-		config["url"] = url + path
+		config["url"] = AsInCluster(url) + path
 		if edit != nil {
 			edit(hook)
 		}

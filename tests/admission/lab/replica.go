@@ -48,7 +48,7 @@ func (c *Cluster) NewReplica(name string, flags ...string) (*Replica, error) {
 	}
 	r.args = append([]string{
 		"--kubeconfig=" + c.user, "--listen-address=127.0.0.1", "--port=" + port, "--health-address=" + r.health,
-		"--metrics-address=" + r.metrics, "--extra-ips=127.0.0.1", "--replica-name=" + name,
+		"--metrics-address=" + r.metrics, "--extra-ips=" + ExtraIPs, "--replica-name=" + name,
 	}, flags...)
 	return r, nil
 }

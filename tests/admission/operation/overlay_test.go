@@ -180,7 +180,7 @@ func writeCertificate(t *testing.T, dir string) *x509.Certificate {
 func writeCertificateFor(t *testing.T, dir string, validity time.Duration) *x509.Certificate {
 	t.Helper()
 	certPEM, keyPEM, err := cert.GenerateSelfSignedCertKeyWithOptions(cert.SelfSignedCertKeyOptions{
-		Host: "localhost", AlternateIPs: []net.IP{net.IPv4(127, 0, 0, 1)}, MaxAge: validity,
+		Host: "localhost", AlternateIPs: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv4zero}, MaxAge: validity,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -38,7 +38,7 @@ type floor struct {
 }
 
 func newFloor(dir string) (*floor, error) {
-	cert, key, err := certutil.GenerateSelfSignedCertKey("localhost", []net.IP{net.IPv4(127, 0, 0, 1)}, nil)
+	cert, key, err := certutil.GenerateSelfSignedCertKey("localhost", []net.IP{net.IPv4(127, 0, 0, 1), net.IPv4zero}, nil)
 	if err != nil {
 		return nil, fmt.Errorf("make certificate: %w", err)
 	}
