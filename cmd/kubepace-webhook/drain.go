@@ -25,8 +25,8 @@ func drain(stop context.Context, delay time.Duration, begin func()) (context.Con
 }
 
 // movingOn registers handlers that, while draining, ask callers to move on. A Service that drops this replica moves only
-// new connections, and API servers keep theirs for as long as they work. `Connection: close` is HTTP/2's GOAWAY in
-// net/http: calls under way are answered, and the caller's next one opens a connection, to a replica that stays.
+// new connections, and API servers keep theirs for as long as they work. `Connection: close`, which net/http sends as GOAWAY
+// by HTTP/2, ends them: calls under way are answered, and the caller's next one opens a connection, to a replica that stays.
 type movingOn struct {
 	webhook.Server
 	draining *atomic.Bool

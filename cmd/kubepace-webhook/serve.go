@@ -50,10 +50,7 @@ func serve(ctx, stop context.Context, config *rest.Config, o *options, log logr.
 	var source certs.Source // the server asks for certificates only once it runs
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme: scheme.Scheme, Logger: log, Cache: cacheOptions(o),
-		WebhookServer: crwebhook.NewServer(crwebhook.Options{
-			Host: o.ListenAddress, Port: o.Port,
-			TLSOpts: []func(*tls.Config){func(c *tls.Config) { source.Configure(c) }},
-		}),
+		WebhookServer:          newServer(o, log.WithName("admission"), func(c *tls.Config) { source.Configure(c) }),
 		Metrics:                metricsserver.Options{BindAddress: o.MetricsAddress},
 		HealthProbeBindAddress: o.HealthAddress,
 	})

@@ -103,8 +103,8 @@ func reply(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
 	_, rest, ok := bytes.Cut(body, []byte(`"uid":"`)) // the request's comes first
 	uid, _, ok2 := bytes.Cut(rest, []byte(`"`))
-	if err != nil || !ok || !ok2 {
-		http.Error(w, "no review", http.StatusBadRequest)
+	if err != nil || !ok || !ok2 || r.ProtoMajor != 1 { // by HTTP/2 no cluster calls
+		http.Error(w, "no review by HTTP/1.1", http.StatusBadRequest)
 		return
 	}
 	patch := ""
