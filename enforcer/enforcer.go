@@ -105,7 +105,7 @@ const (
 	// lookInside is how many resyncs pass until a pod whose devices on the node are what they were is asked for its own
 	// interfaces: a question for each pod, which may have to wait for others' changes of the network. All that it finds
 	// is an interface that came to a pod later and leads elsewhere than to this node.
-	lookInside = 4
+	lookInside = 3
 	// settle gathers events that come together, such as those of one CNI ADD, into one pass.
 	settle = 10 * time.Millisecond
 	// syncAtLeast is how long the loop may put off a look at the devices where packets leave: after the last one, and

@@ -99,7 +99,7 @@ func (r *Result) writeChurn(b *strings.Builder) {
 		return
 	}
 	if burst := r.Burst; burst != nil {
-		fmt.Fprintf(b, "\n%d pods that start at once beside %d others, by the CNI plugins bridge and host-local%s: from the end of CNI ADD to the limit in force p50 %.0f ms, p90 %.0f, p99 %.0f, worst %.0f; "+
+		fmt.Fprintf(b, "\n%d pods that start at once beside %d others, by the CNI plugins loopback, bridge and host-local%s: from the end of CNI ADD to the limit in force p50 %.0f ms, p90 %.0f, p99 %.0f, worst %.0f; "+
 			"%d had it before CNI ADD had returned, %d before their container's first packet, all %d in the end. CNI ADD itself took p50 %.0f ms, p99 %.0f.\n",
 			burst.Pods, burst.Standing, map[bool]string{false: ", without control groups"}[burst.Grouped], burst.Lag.P50, burst.Lag.P90, burst.Lag.P99, burst.Lag.Max, burst.BeforeADD, burst.InForce, burst.Enforced, burst.ADD.P50, burst.ADD.P99)
 	}

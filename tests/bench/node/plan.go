@@ -29,12 +29,12 @@ type plan struct {
 
 var (
 	full = plan{
-		Mode: "full", Pods: 250, Idle: 600 * time.Second, FolderIdle: 2 * time.Minute, Settle: 35 * time.Second, Restarts: 7,
+		Mode: "full", Pods: 250, Idle: 600 * time.Second, FolderIdle: 3 * time.Minute, Settle: 35 * time.Second, Restarts: 7,
 		Churn: 5 * time.Minute, PerSecond: 10, Lifetime: 5 * time.Second, Burst: 100,
 		Nodes: 1000, PodsPerNode: 30, ClusterIdle: 2 * time.Minute, Roll: 3000, RollPerSec: 50,
 	}
 	brief = plan{
-		Mode: "quick", Pods: 250, Idle: 2 * time.Minute, FolderIdle: 2 * time.Minute, Settle: 35 * time.Second, Restarts: 3,
+		Mode: "quick", Pods: 250, Idle: 3 * time.Minute, FolderIdle: 3 * time.Minute, Settle: 35 * time.Second, Restarts: 3,
 		Churn: time.Minute, PerSecond: 10, Lifetime: 5 * time.Second, Burst: 100,
 		Nodes: 100, PodsPerNode: 30, ClusterIdle: 30 * time.Second, Roll: 600, RollPerSec: 50,
 	}
