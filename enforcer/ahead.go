@@ -5,6 +5,7 @@ package enforcer
 import (
 	"time"
 
+	"github.com/kubepace/kubepace/enforcer/device"
 	"github.com/kubepace/kubepace/enforcer/pods"
 )
 
@@ -17,6 +18,10 @@ const (
 	verifyAfter = time.Second
 	// few pods that start at the same time do not keep each other waiting.
 	few = 2
+	// startsWithin is how long a pod may be known without a device until it is not expected any more.
+	startsWithin = 5 * time.Minute
+	// maxTouched bounds what is remembered of others' devices, of which the end is not told.
+	maxTouched = 4096
 	// prepareEvery lets go of devices that nobody claimed while pods are still expected.
 	prepareEvery = 10 * time.Second
 )
@@ -25,7 +30,7 @@ const (
 func (e *Enforcer) expect(snapshot pods.Snapshot) {
 	n := 0
 	for _, pod := range snapshot.Pods {
-		if p := e.pods[pod.UID]; p != nil && pod.Limited() && e.needsDevice(pod) && starts(p) {
+		if p := e.pods[pod.UID]; p != nil && pod.Limited() && !pod.Terminating && e.needsDevice(pod) && e.starts(p) {
 			n++
 		}
 	}
@@ -36,7 +41,7 @@ func (e *Enforcer) expect(snapshot pods.Snapshot) {
 		e.opts.Log.V(1).Info("not prepared for pods that start", "why", err.Error())
 	}
 	now := e.now()
-	if e.preparing.goesOn() || n == e.prepared && (n == 0 || now.Sub(e.preparedAt) < prepareEvery) {
+	if e.preparing.goesOn() || n == e.prepared && now.Sub(e.preparedAt) < prepareEvery {
 		return
 	}
 	e.prepared, e.preparedAt = n, now
@@ -47,9 +52,10 @@ func (e *Enforcer) expect(snapshot pods.Snapshot) {
 	})
 }
 
-// starts reports whether a pod may be about to get its devices.
-func starts(p *podState) bool {
-	return len(p.found.Devices) == 0 && !p.seen && codeOf(p.err) == CodeDeviceNotFound
+// starts reports whether a pod may be about to get its devices. One that has none for long waits for something else, such as a
+// Secret.
+func (e *Enforcer) starts(p *podState) bool {
+	return len(p.found.Devices) == 0 && !p.seen && codeOf(p.err) == CodeDeviceNotFound && e.now().Sub(p.since) < startsWithin
 }
 
 // expected is how many limited pods have no device yet.
@@ -98,22 +104,21 @@ func (e *Enforcer) isTouched(ifindex int) bool {
 	return e.touched[ifindex]
 }
 
-// touch notes that a device has, or had, qdiscs or filters of its own. untouch: it is new.
+// touch notes that qdiscs or filters of a device changed.
 func (e *Enforcer) touch(ifindex int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if len(e.touched) >= maxTouched {
+		clear(e.touched)
+	}
 	e.touched[ifindex] = true
 }
 
-func (e *Enforcer) untouch(ifindex int) {
+// untouch forgets it of devices that were looked at.
+func (e *Enforcer) untouch(devices []device.Link) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	delete(e.touched, ifindex)
-}
-
-// untouchAll forgets what a full comparison sees.
-func (e *Enforcer) untouchAll() {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	clear(e.touched)
+	for _, d := range devices {
+		delete(e.touched, d.Index)
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -39,7 +40,7 @@ func (k *kernel) lastExpected() int {
 // TestPodsThatStartAreExpected: while a limited pod has no device, devices that come are attached to.
 func TestPodsThatStartAreExpected(t *testing.T) {
 	w := newWorld(t)
-	watch := &watcher{Enforcer: w.Enforcer}
+	watch := newWatcher(w.Enforcer)
 	came := func(index int) (early bool) {
 		watch.Came(device.Link{Device: datapath.Device{Index: index}})
 		watch.attaching.Wait()
@@ -202,14 +203,9 @@ func TestNewDevicesAndOtherLimiters(t *testing.T) {
 	}{
 		"nobody touched it":         {few + 1, func(*world, *charge) {}, false},
 		"few start":                 {few, func(*world, *charge) {}, true},
-		"somebody touched it":       {few + 1, func(w *world, _ *charge) { (&watcher{Enforcer: w.Enforcer}).Filtered(11) }, true},
+		"somebody touched it":       {few + 1, func(w *world, _ *charge) { newWatcher(w.Enforcer).Filtered(11) }, true},
 		"who is seen by no notice":  {few + 1, func(_ *world, c *charge) { c.unseen = true }, true},
 		"hooks are told by notices": {few + 1, func(w *world, _ *charge) { w.kernel.features.TCX = false }, true},
-		"another had the number": {few + 1, func(w *world, _ *charge) {
-			watch := &watcher{Enforcer: w.Enforcer}
-			watch.Filtered(11)
-			watch.Came(device.Link{Device: datapath.Device{Index: 11}})
-		}, false},
 	} {
 		w, c := newWorld(t), &charge{found: map[int]rivals.Rival{11: {Who: "somebody", How: "police", Device: "veth"}}}
 		w.kernel.features.TCX = true
@@ -237,18 +233,88 @@ func TestNewDevicesAndOtherLimiters(t *testing.T) {
 	}
 }
 
-// TestWatcherForgets: a full comparison sees what notices told.
+// TestWatcherForgets: what was looked at is known; of others' devices nobody tells when they end.
 func TestWatcherForgets(t *testing.T) {
 	w := newWorld(t)
 	w.opts.Rivals = &charge{}
-	watch := &watcher{Enforcer: w.Enforcer}
+	watch := newWatcher(w.Enforcer)
 	watch.Filtered(11)
+	watch.Filtered(12)
 	watch.Changed(rtnl.ChangeTC)
 	if reason := w.takeAsked(); !w.isTouched(11) || reason != QdiscsChanged {
 		t.Errorf("touched %v, asked for %v; want it, and a look at qdiscs", w.isTouched(11), reason)
 	}
+	w.pod("a", "10M", "10.0.0.11")
 	w.pass(Resync)
-	if w.isTouched(11) {
-		t.Error("kept for ever")
+	if w.isTouched(11) || !w.isTouched(12) {
+		t.Errorf("device of a pod: %v, which nobody has looked at: %v; want the latter remembered", w.isTouched(11), w.isTouched(12))
+	}
+	for i := range maxTouched {
+		watch.Filtered(100 + i)
+	}
+	if len(w.touched) > maxTouched || w.isTouched(12) {
+		t.Errorf("%d devices are remembered", len(w.touched))
+	}
+}
+
+// TestLaterLooksDoNotWinOverSooner: a device is filtered while it is looked at aside, and looked at again at once.
+func TestLaterLooksDoNotWinOverSooner(t *testing.T) {
+	w, c := newWorld(t), &charge{}
+	w.kernel.features.TCX = true
+	slow := &slowRivals{charge: c, begun: make(chan struct{}), end: make(chan struct{})}
+	w.opts.Rivals, w.opts.OtherLimiters = slow, rivals.StandDown
+	for i := range few + 1 {
+		w.pod(fmt.Sprint("starts", i), "10M", "")
+	}
+	w.pass(Resync)
+	slow.slow.Store(true)
+	w.pod("a", "10M", "10.0.0.11")
+	w.pass(PodsChanged)
+	w.wantReason("a", true)
+	<-slow.begun
+	w.source.snapshot.Pods = w.source.snapshot.Pods[few+1:] // the others are gone: few start
+	w.pass(PodsChanged)
+	if len(c.asked) != 0 {
+		t.Errorf("asked for %v while that look goes on", c.asked)
+	}
+	c.found = map[int]rivals.Rival{11: {Who: "somebody", How: "police", Device: "veth"}}
+	newWatcher(w.Enforcer).Filtered(11)
+	slow.slow.Store(false)
+	w.pass(PodsChanged)
+	w.wantReason("a", false, "another limiter is in charge")
+	close(slow.end)
+	w.until("the look aside is over", func() bool { return !w.looking.goesOn() })
+	w.wantReason("a", false, "another limiter is in charge")
+}
+
+// slowRivals finds nothing, after as long as the test wants, while it is slow.
+type slowRivals struct {
+	*charge
+	slow       atomic.Bool
+	begun, end chan struct{}
+}
+
+func (r *slowRivals) Look(devices, exits []int) (map[int]rivals.Rival, error) {
+	if !r.slow.Load() {
+		return r.charge.Look(devices, exits)
+	}
+	close(r.begun)
+	<-r.end
+	return nil, nil
+}
+
+// TestPodsThatNeverStart: one that waits for something else for long is not expected.
+func TestPodsThatNeverStart(t *testing.T) {
+	w := newWorld(t)
+	w.pod("stuck", "10M", "")
+	w.pod("ending", "10M", "").Terminating = true
+	w.pass(Resync)
+	if w.expected() != 1 {
+		t.Errorf("%d pods expected; want the one that does not end", w.expected())
+	}
+	w.clock = w.clock.Add(startsWithin)
+	w.pass(0)
+	if w.expected() != 0 {
+		t.Errorf("%d pods expected after %v; want none", w.expected(), startsWithin)
 	}
 }

@@ -31,7 +31,7 @@ type Enforcer struct {
 	// repairs counts hooks that were put right, by cause.
 	repairs map[datapath.Cause]uint64
 	// expecting is how many limited pods have no device yet; touched are devices, by ifindex, whose qdiscs or filters
-	// changed since they came, or since the latest full comparison.
+	// changed and which were not looked at since.
 	expecting int
 	touched   map[int]bool
 
@@ -54,6 +54,7 @@ type Enforcer struct {
 	lookedAt time.Time            // at all of them
 	lookOwed bool                 // a look at all came too soon after the last one
 	looking  aside[survey]        // at all of them, and at new ones that nobody touched
+	later    map[device.Link]bool // the new ones among them
 
 	prepared   int // pods that the datapath prepared for
 	preparedAt time.Time
@@ -200,6 +201,9 @@ func (e *Enforcer) untilRetry() time.Duration {
 	}
 	if e.unwritten {
 		wait = min(wait, e.writtenAt.Add(writeAtMost).Sub(now))
+	}
+	if e.prepared > 0 && !e.preparing.goesOn() { // what nobody claimed is let go
+		wait = min(wait, e.preparedAt.Add(prepareEvery).Sub(now))
 	}
 	if e.lookOwed && !e.looking.goesOn() {
 		wait = min(wait, e.lookedAt.Add(lookEvery).Sub(now))

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -124,6 +125,8 @@ func (e *Enforcer) lookForRivals(reason Reason) error {
 	}
 	var errs []error
 	if s, ok := e.looking.take(); ok {
+		// What a pass looked at itself meanwhile is newer.
+		s.devices = slices.DeleteFunc(s.devices, func(d device.Link) bool { return e.later[d] && e.looked[d] })
 		errs = append(errs, e.surveyed(s))
 	}
 	now, full := e.now(), reason.has(Resync)
@@ -131,7 +134,6 @@ func (e *Enforcer) lookForRivals(reason Reason) error {
 	all := full || e.lookOwed && now.Sub(e.lookedAt) >= lookEvery
 	if full {
 		_, _ = e.looking.wait() // older than what comes now
-		e.untouchAll()
 	}
 	all = all && !e.looking.goesOn()
 	there := map[device.Link]bool{}
@@ -140,7 +142,7 @@ func (e *Enforcer) lookForRivals(reason Reason) error {
 		for _, d := range p.found.Devices {
 			if there[d] = e.looked[d]; e.looked[d] {
 				known = append(known, d)
-			} else {
+			} else if !e.looking.goesOn() || !e.later[d] || e.isTouched(d.Index) {
 				fresh = append(fresh, d)
 			}
 		}
@@ -151,6 +153,12 @@ func (e *Enforcer) lookForRivals(reason Reason) error {
 		exits = append(exits, d.Index)
 	}
 	soon, later := e.urgent(fresh, full)
+	if !e.looking.goesOn() {
+		e.later = map[device.Link]bool{}
+		for _, d := range later {
+			e.later[d] = true
+		}
+	}
 	if all {
 		e.lookedAt, e.lookOwed = now, false
 		if full || len(known) <= manyVeths {
@@ -163,6 +171,7 @@ func (e *Enforcer) lookForRivals(reason Reason) error {
 		e.looking.begin(func() survey { return look(e.opts.Rivals, later, exits) }, e.wakeForPass)
 	}
 	if len(soon) > 0 {
+		e.untouch(soon)
 		errs = append(errs, e.surveyed(look(e.opts.Rivals, soon, exits)))
 	}
 	return errors.Join(errs...)

@@ -18,7 +18,7 @@ const everything = DevicesChanged | RoutesChanged | QdiscsChanged
 // WatchNode pokes the loop at each change of the node's devices, routes, qdiscs and filters, until ctx ends, and makes ready
 // for pods whose devices come.
 func (e *Enforcer) WatchNode(ctx context.Context, f *device.Finder) error {
-	w := &watcher{Enforcer: e}
+	w := newWatcher(e)
 	defer w.attaching.Wait()
 	return f.WatchNode(ctx, w)
 }
@@ -27,6 +27,14 @@ func (e *Enforcer) WatchNode(ctx context.Context, f *device.Finder) error {
 type watcher struct {
 	*Enforcer
 	attaching sync.WaitGroup
+	turns     chan struct{} // each attachment waits on a thread of its own
+}
+
+// attachAtOnce bounds the threads.
+const attachAtOnce = 32
+
+func newWatcher(e *Enforcer) *watcher {
+	return &watcher{Enforcer: e, turns: make(chan struct{}, attachAtOnce)}
 }
 
 // Ready implements device.Watcher.
@@ -49,12 +57,15 @@ func (w *watcher) Changed(c rtnl.Change) {
 // Came attaches the program while the pod's CNI plugin still works on its network: both wait for the same lock of the
 // kernel.
 func (w *watcher) Came(l device.Link) {
-	w.untouch(l.Index)
 	if w.expected() == 0 {
 		return
 	}
 	if attach := w.opts.Datapath.Early(l.Index); attach != nil {
-		w.attaching.Go(attach)
+		w.attaching.Go(func() {
+			w.turns <- struct{}{}
+			defer func() { <-w.turns }()
+			attach()
+		})
 	}
 }
 

@@ -86,7 +86,7 @@ func runFlags(o *options, fs *pflag.FlagSet) {
 	fs.StringVar(&o.OtherLimiters, "other-limiters", o.OtherLimiters, "`what` to do where Cilium's bandwidth manager, Calico's QoS or the CNI bandwidth plugin limit a pod: stand-down (leave it to them, and say so) or take-over (limit it as well, and leave theirs as it is)")
 	fs.BoolVar(&o.BBR, "bbr", o.BBR, "set the sysctl net.ipv4.tcp_congestion_control to bbr, for pods that start from now on; cleanup restores what was there")
 	procFlag(o, fs)
-	fs.DurationVar(&o.Resync, "resync", o.Resync, "how often everything is compared (interfaces inside pods: every fifth time) with the kernel, events or not")
+	fs.DurationVar(&o.Resync, "resync", o.Resync, "how often everything is compared (interfaces inside pods: every third time) with the kernel, events or not")
 	fs.StringVar(&o.HealthAddress, "health-address", o.HealthAddress, "`host:port` for /healthz and /readyz; 0 serves none")
 	fs.StringVar(&o.MetricsAddress, "metrics-address", o.MetricsAddress, "`host:port` for /metrics; 0 serves none")
 	fs.IntVar(&o.MetricsPods, "metrics-pods", o.MetricsPods, "how many pods have metrics under their own names; the others are summed under (other), 0 sums all")

@@ -50,6 +50,9 @@ func newServer(o *options, log logr.Logger, configure func(*tls.Config)) *server
 func (s *server) Start(ctx context.Context) error {
 	config := &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1"}}
 	s.configure(config)
+	if s.WebhookMux() == nil { // http.Server would take its package's
+		return errors.New("serve admission: no handler is registered")
+	}
 	listener, err := tls.Listen("tcp", s.address, config)
 	if err != nil {
 		return fmt.Errorf("listen for admission: %w", err)

@@ -139,7 +139,8 @@ func TestIdleConnections(t *testing.T) {
 	for _, test := range []struct {
 		idle   time.Duration
 		closed bool
-	}{{10 * time.Millisecond, true}, {idleTimeout, false}} {
+		within time.Duration
+	}{{10 * time.Millisecond, true, 10 * time.Second}, {idleTimeout, false, 200 * time.Millisecond}} {
 		s, stop := serving(t, test.idle, func(http.ResponseWriter, *http.Request) {})
 		conn, err := tls.Dial("tcp", s.listening.Load().String(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}})
 		if err != nil {
@@ -149,7 +150,7 @@ func TestIdleConnections(t *testing.T) {
 		if _, err := io.WriteString(conn, "POST /review HTTP/1.1\r\nHost: test\r\nContent-Length: 0\r\n\r\n"); err != nil {
 			t.Fatal(err)
 		}
-		if err := conn.SetReadDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
+		if err := conn.SetReadDeadline(time.Now().Add(test.within)); err != nil {
 			t.Fatal(err)
 		}
 		_, err = io.Copy(io.Discard, conn)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -33,16 +32,17 @@ type Datapath struct {
 	heads    *heads                 // nil where the kernel has no such iterator
 	changes  atomic.Uint64          // counted when each is done, with mu held
 
-	mu      sync.Mutex
-	objects *objects
-	inner   *ebpf.MapSpec
-	pods    map[string]*entry // by UID
-	slots   map[uint32]bool   // in use
-	program ebpf.ProgramID    // ours
-	repairs []Repair          // since Repairs was called
-	first   map[int]bool      // devices, by ifindex, at whose hook our program was first when last looked at
-	early   map[int]*early    // by ifindex
-	spare   []uint32          // slots that are prepared and in use by nobody, sorted
+	mu       sync.Mutex
+	objects  *objects
+	inner    *ebpf.MapSpec
+	pods     map[string]*entry // by UID
+	slots    map[uint32]bool   // in use
+	program  ebpf.ProgramID    // ours
+	repairs  []Repair          // since Repairs was called
+	first    map[int]bool      // devices, by ifindex, at whose hook our program was first when last looked at
+	early    map[int]*early    // by ifindex
+	spare    []uint32          // slots that are prepared and in use by nobody, sorted
+	expected int               // pods that are known and have no device yet
 }
 
 // entry is what the agent knows of one pod's kernel state.
@@ -97,11 +97,10 @@ func (d *Datapath) Close() error {
 	if d.objects == nil {
 		return nil
 	}
-	err := errors.Join(d.objects.Close(), d.heads.Close())
+	err := d.keepSpare(0)
+	err = errors.Join(err, d.objects.Close(), d.heads.Close())
 	d.objects = nil
-	let := slices.Collect(maps.Values(d.early))
-	clear(d.early)
-	return errors.Join(err, d.unlocked(func() error { return letGo(let) }))
+	return errors.Join(err, d.letGo(func(*early) bool { return true }))
 }
 
 // Set brings one pod to the desired state: allocates its state, attaches the program to its devices, detaches it

@@ -187,6 +187,9 @@ func (d *Datapath) attachNew(ifindex int, at position) (a attachment, err error)
 		a, err = attach(d.pins, prog, ifindex, d.opts.clsact)
 		return err
 	})
+	if errors.Is(err, unix.EEXIST) && d.claim(ifindex) { // Early was faster
+		return attachment{hook: HookTCX}, nil
+	}
 	return a, err
 }
 

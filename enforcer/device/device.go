@@ -257,7 +257,7 @@ func (s *Scan) now(index int) (Link, bool, error) {
 func (s *Scan) Find(q Query) (Found, error) {
 	if q.Netns == "" {
 		found, err := s.findBySandbox(q.Sandboxes, q.Brief)
-		if !stale(err) {
+		if !stale(err) || errors.Is(err, errNoneYet) {
 			return found, err
 		}
 		byIP, ipErr := s.findByIP(q)

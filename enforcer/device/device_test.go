@@ -267,14 +267,14 @@ func TestWatch(t *testing.T) {
 		}
 		link, err := netlink.LinkByName("veth-a")
 		n.must(err, "find veth-a")
-		if l := <-came; l.Name != "veth-a" || l.Index != link.Attrs().Index || l.PeerN < 0 {
+		if l := receive(ctx, came); l.Name != "veth-a" || l.Index != link.Attrs().Index || l.PeerN < 0 {
 			n.t.Errorf("%+v came; want veth-a, which leads to the pod", l)
 		}
 		n.must(netlink.LinkSetMTU(link, 1400), "change veth-a") // which does not make it come again
 		n.must(netlink.QdiscAdd(&netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
 			LinkIndex: link.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
 		}}), "add clsact")
-		if index := <-filtered; index != link.Attrs().Index || len(came) > 0 {
+		if index := receive(ctx, filtered); index != link.Attrs().Index || len(came) > 0 {
 			n.t.Errorf("a qdisc on device %d, %d devices came; want one on %d, and none", index, len(came), link.Attrs().Index)
 		}
 		cancel()
@@ -284,6 +284,15 @@ func TestWatch(t *testing.T) {
 			}
 		}
 	})
+}
+
+// receive gives up with ctx.
+func receive[T any](ctx context.Context, from <-chan T) (got T) {
+	select {
+	case got = <-from:
+	case <-ctx.Done():
+	}
+	return got
 }
 
 // TestWhole: what came into a pod, or left it, shows from the node's side.

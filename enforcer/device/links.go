@@ -72,8 +72,8 @@ func (l *links) lose() {
 	l.devices, l.lost = nil, true
 }
 
-// note takes a notice of the kernel. came: the device leads to another namespace, and was known
-// not to.
+// note takes a notice of the kernel. came: the device leads to another namespace, and was not
+// known to while others were.
 func (l *links) note(message syscall.NetlinkMessage) (device Link, came bool) {
 	if len(message.Data) < unix.SizeofIfInfomsg {
 		return Link{}, false
@@ -100,7 +100,7 @@ func (l *links) note(message syscall.NetlinkMessage) (device Link, came bool) {
 	return device, l.put(device)
 }
 
-// put notes what a device is now; true where it leads to another namespace, and was known not to.
+// put notes what a device is now; true as by note.
 func (l *links) put(device Link) (came bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/kubepace/kubepace/enforcer/cni"
 )
@@ -24,7 +25,7 @@ func (s *Scan) findBySandbox(sandboxes []cni.Sandbox, brief bool) (Found, error)
 	var first error = &NotFoundError{Dir: s.finder.dir}
 	for i, sandbox := range sandboxes {
 		found, err := s.inSandbox(sandbox, brief)
-		if !stale(err) {
+		if !stale(err) || errors.Is(err, errNoneYet) { // an older one is not to be taken for one that is being made
 			found.Told = err == nil
 			return found, err
 		}
@@ -51,7 +52,7 @@ func (s *Scan) inSandbox(sandbox cni.Sandbox, brief bool) (Found, error) {
 		if ok {
 			return found, nil
 		}
-		if bare(sandbox) {
+		if bare(sandbox) && time.Since(sandbox.Written) < bareFor {
 			return Found{}, &NotFoundError{Netns: path, Err: errNoneYet}
 		}
 	}
@@ -66,8 +67,11 @@ func (s *Scan) inSandbox(sandbox cni.Sandbox, brief bool) (Found, error) {
 	return found, err
 }
 
-// bare is a sandbox of which only loopback was told: containerd writes that down before it calls the pod's own CNI plugins,
-// which may just be at work.
+// bareFor is how long a network may take to be made; after that the namespace is looked into.
+const bareFor = time.Minute
+
+// bare is a sandbox of which only loopback was told: containerd calls the plugins of loopback and of the pod's own network at
+// the same time, and the latter are still at work.
 func bare(sandbox cni.Sandbox) bool {
 	return len(sandbox.IPs) == 0 && len(sandbox.HostDevices) == 0 && len(sandbox.Inside) == 0
 }

@@ -179,8 +179,15 @@ func TestFoundFromOutside(t *testing.T) {
 ["K8S_POD_NAME","five"],["K8S_POD_UID","five"]],"result":{"interfaces":[{"name":"lo","sandbox":%[1]q}],"ips":[{"address":"127.0.0.1/8"}]}}`,
 			filepath.Join(n.dir, "cni-five"))
 		n.must(os.WriteFile(filepath.Join(r.dir, "cni-loopback-five-lo"), []byte(lo), 0o600), "write result")
-		if found, err := find("five"); !Temporary(err) || !strings.Contains(fmt.Sprint(err), errNoneYet.Error()) {
+		r.add("five", "cni-one", "veth-one", "10.1.0.2/24") // the one before
+		if found, err := find("five"); !Temporary(err) || !errors.Is(err, errNoneYet) {
 			t.Errorf("five: %+v, %v; want none yet", found, err)
+		}
+		old := time.Now().Add(-2 * bareFor)
+		n.must(os.Chtimes(filepath.Join(r.dir, "cni-loopback-five-lo"), old, old), "set time of result")
+		var noVeth *NoHostVethError
+		if found, err := find("five"); !errors.As(err, &noVeth) {
+			t.Errorf("five, after a while: %+v, %v; want a look into it", found, err)
 		}
 		n.veth("veth-five", "eth0", five, "10.1.0.6/24")
 		want("five", true, "veth-five")

@@ -179,7 +179,11 @@ const ExtraIPs = "127.0.0.1,0.0.0.0"
 // AsInCluster is a loopback URL at which the API server calls a webhook as it does in clusters: by HTTP/1.1, with a
 // connection for each call under way. It keeps HTTP/2 for loopback's names and addresses. 0.0.0.0 is the machine itself.
 func AsInCluster(url string) string {
-	return strings.Replace(url, "https://127.0.0.1:", "https://0.0.0.0:", 1)
+	const loopback, same = "https://127.0.0.1:", "https://0.0.0.0:"
+	if url != "" && !strings.HasPrefix(url, loopback) {
+		panic("not at " + loopback + ": " + url)
+	}
+	return strings.Replace(url, loopback, same, 1)
 }
 
 // redirect replaces clientConfig.service.
