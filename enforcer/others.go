@@ -43,16 +43,20 @@ const (
 // WatchHooks pokes the loop soon after somebody took our program off a device or went before it, where the kernel
 // tells nobody, until ctx ends.
 func (e *Enforcer) WatchHooks(ctx context.Context) error {
-	ticker := time.NewTicker(watchHooksEvery)
-	defer ticker.Stop()
+	t, err := newTick(watchHooksEvery)
+	if err != nil {
+		return err
+	}
+	defer t.close()
+	defer context.AfterFunc(ctx, t.stop)()
 	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-ticker.C:
-			if e.opts.Datapath.Disturbed() {
-				e.Poke(HooksChanged)
-			}
+		if err := t.wait(); ctx.Err() != nil {
+			return nil //nolint:nilerr // it was stopped
+		} else if err != nil {
+			return err
+		}
+		if e.opts.Datapath.Disturbed() {
+			e.Poke(HooksChanged)
 		}
 	}
 }
