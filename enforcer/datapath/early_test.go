@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -116,6 +117,51 @@ func TestEarlyIsNotBelieved(t *testing.T) {
 			h.must(h.Remove("uid-late"), "remove")
 			h.must(netlink.LinkDel(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: dev.Index}}), "delete the device")
 		}
+	})
+}
+
+// TestSetWaitsForAnEnd: a device whose early link is being let go is attached to after that, since the kernel takes a program once.
+func TestSetWaitsForAnEnd(t *testing.T) {
+	onEarly(t, func(h *hooked) {
+		dev := mustVeth(h.T, "b")
+		h.attachEarly(dev)
+		e := h.early[dev.Index]
+		h.mu.Lock()
+		e.taken = true // as letGo does, before it waits for the kernel
+		h.mu.Unlock()
+		go func() {
+			time.Sleep(50 * time.Millisecond) // Set is there before
+			err := e.end()
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			h.forgetEarly(dev.Index)
+			if err != nil {
+				h.Errorf("end: %v", err)
+			}
+		}()
+		h.must(h.Set(Limit{Pod: Pod{"team", "late", "uid-late"}, Devices: []Device{dev}, Rate: bandwidth.Megabit}), "set")
+		h.wantHeld(dev, true)
+		if len(h.early) != 0 {
+			h.Errorf("left: %v", h.early)
+		}
+	})
+}
+
+// TestEarlyIsBounded: others' devices come as well.
+func TestEarlyIsBounded(t *testing.T) {
+	onEarly(t, func(h *hooked) {
+		h.must(h.Expect(1), "expect a pod")
+		made := 0
+		for i := range 100 {
+			if attach := h.Early(1000 + i); attach != nil {
+				made++
+				attach()
+			}
+		}
+		if made != 2+earlyMore {
+			h.Errorf("%d links for one pod; want %d", made, 2+earlyMore)
+		}
+		h.must(h.Expect(0), "expect none")
 	})
 }
 
