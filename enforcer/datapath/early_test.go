@@ -129,17 +129,23 @@ func TestSetWaitsForAnEnd(t *testing.T) {
 		h.mu.Lock()
 		e.taken = true // as letGo does, before it waits for the kernel
 		h.mu.Unlock()
+		ended := make(chan error, 1)
 		go func() {
 			time.Sleep(50 * time.Millisecond) // Set is there before
 			err := e.end()
 			h.mu.Lock()
 			defer h.mu.Unlock()
+			ended <- err
 			h.forgetEarly(dev.Index)
-			if err != nil {
-				h.Errorf("end: %v", err)
-			}
 		}()
 		h.must(h.Set(Limit{Pod: Pod{"team", "late", "uid-late"}, Devices: []Device{dev}, Rate: bandwidth.Megabit}), "set")
+		select {
+		case err := <-ended:
+			h.must(err, "end")
+		default:
+			h.Error("set before the early link was off")
+			h.must(<-ended, "end")
+		}
 		h.wantHeld(dev, true)
 		if len(h.early) != 0 {
 			h.Errorf("left: %v", h.early)
