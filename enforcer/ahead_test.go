@@ -261,13 +261,14 @@ func TestWatcherForgets(t *testing.T) {
 func TestLaterLooksDoNotWinOverSooner(t *testing.T) {
 	w, c := newWorld(t), &charge{}
 	w.kernel.features.TCX = true
-	slow := &slowRivals{charge: c, begun: make(chan struct{}), end: make(chan struct{})}
+	var isSlow atomic.Bool
+	slow := &slowLook{c, func([]int) bool { return isSlow.Load() }, make(chan struct{}), make(chan map[int]rivals.Rival)}
 	w.opts.Rivals, w.opts.OtherLimiters = slow, rivals.StandDown
 	for i := range few + 1 {
 		w.pod(fmt.Sprint("starts", i), "10M", "")
 	}
 	w.pass(Resync)
-	slow.slow.Store(true)
+	isSlow.Store(true)
 	w.pod("a", "10M", "10.0.0.11")
 	w.pass(PodsChanged)
 	w.wantReason("a", true)
@@ -279,28 +280,12 @@ func TestLaterLooksDoNotWinOverSooner(t *testing.T) {
 	}
 	c.found = map[int]rivals.Rival{11: {Who: "somebody", How: "police", Device: "veth"}}
 	newWatcher(w.Enforcer).Filtered(11)
-	slow.slow.Store(false)
+	isSlow.Store(false)
 	w.pass(PodsChanged)
 	w.wantReason("a", false, "another limiter is in charge")
-	close(slow.end)
+	slow.found <- nil
 	w.until("the look aside is over", func() bool { return !w.looking.goesOn() })
 	w.wantReason("a", false, "another limiter is in charge")
-}
-
-// slowRivals finds nothing, after as long as the test wants, while it is slow.
-type slowRivals struct {
-	*charge
-	slow       atomic.Bool
-	begun, end chan struct{}
-}
-
-func (r *slowRivals) Look(devices, exits []int) (map[int]rivals.Rival, error) {
-	if !r.slow.Load() {
-		return r.charge.Look(devices, exits)
-	}
-	close(r.begun)
-	<-r.end
-	return nil, nil
 }
 
 // TestPodsThatNeverStart: one that waits for something else for long is not expected.

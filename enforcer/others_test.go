@@ -195,15 +195,16 @@ func TestRepairsAreTold(t *testing.T) {
 	}
 }
 
-// slowLook finds what the test says, when it does, where it is asked for many devices.
+// slowLook finds what the test says, when it does, where the test wants it slow.
 type slowLook struct {
 	*charge
+	slow  func(devices []int) bool
 	begun chan struct{}
 	found chan map[int]rivals.Rival
 }
 
 func (l *slowLook) Look(devices, exits []int) (map[int]rivals.Rival, error) {
-	if len(devices) > manyVeths {
+	if l.slow(devices) {
 		l.begun <- struct{}{}
 		return <-l.found, nil
 	}
@@ -221,7 +222,8 @@ func TestPodsDoNotWaitForOtherLimiters(t *testing.T) {
 	c.found = nil
 	w.pass(Resync)
 	w.wantReason("a", true)
-	slow := &slowLook{c, make(chan struct{}, 9), make(chan map[int]rivals.Rival)}
+	many := func(devices []int) bool { return len(devices) > manyVeths }
+	slow := &slowLook{c, many, make(chan struct{}, 9), make(chan map[int]rivals.Rival)}
 	w.opts.Rivals = slow
 	w.clock = w.clock.Add(lookEvery)
 	w.pass(QdiscsChanged)

@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -129,7 +128,7 @@ func (c *cluster) install() error {
 		} else if err != nil {
 			return fmt.Errorf("read manifests: %w", err)
 		}
-		if err := toLoopback(o, c.webhook.url); err != nil {
+		if err := lab.Redirect(o, c.webhook.url, nil); err != nil {
 			return err
 		}
 		err := c.client.Create(context.Background(), o, &client.CreateOptions{Raw: &metav1.CreateOptions{FieldValidation: "Strict"}})
@@ -137,24 +136,6 @@ func (c *cluster) install() error {
 			return fmt.Errorf("create %s %s: %w", o.GetKind(), o.GetName(), err)
 		}
 	}
-}
-
-// toLoopback replaces clientConfig.service and nothing else.
-func toLoopback(o *unstructured.Unstructured, base string) error {
-	if !strings.HasSuffix(o.GetKind(), "WebhookConfiguration") {
-		return nil
-	}
-	hooks, _, err := unstructured.NestedSlice(o.Object, "webhooks")
-	if err != nil {
-		return err
-	}
-	for _, h := range hooks {
-		config := h.(map[string]any)["clientConfig"].(map[string]any)
-		path, _, _ := unstructured.NestedString(config, "service", "path")
-		delete(config, "service")
-		config["url"] = lab.AsInCluster(base) + path
-	}
-	return unstructured.SetNestedSlice(o.Object, hooks, "webhooks")
 }
 
 // newProcess builds the binary and gives it the identity of the manifests' ServiceAccount.

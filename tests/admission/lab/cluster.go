@@ -162,7 +162,7 @@ func (c *Cluster) Manifests(kustomization string) ([]*unstructured.Unstructured,
 // Install creates the objects, with every webhook called at the URL. Edit may be nil; it changes a webhook further.
 func (c *Cluster) Install(ctx context.Context, objects []*unstructured.Unstructured, url string, edit func(webhook map[string]any)) error {
 	for _, o := range objects {
-		if err := redirect(o, url, edit); err != nil {
+		if err := Redirect(o, url, edit); err != nil {
 			return err
 		}
 		err := c.Client.Create(ctx, o, &client.CreateOptions{Raw: &metav1.CreateOptions{FieldValidation: "Strict"}})
@@ -186,8 +186,9 @@ func AsInCluster(url string) string {
 	return strings.Replace(url, loopback, same, 1)
 }
 
-// redirect replaces clientConfig.service.
-func redirect(o *unstructured.Unstructured, url string, edit func(map[string]any)) error {
+// Redirect has every webhook of a configuration called at the URL instead of by clientConfig.service; Edit as for Install.
+// Other objects stay as they are.
+func Redirect(o *unstructured.Unstructured, url string, edit func(map[string]any)) error {
 	if !strings.HasSuffix(o.GetKind(), "WebhookConfiguration") {
 		return nil
 	}
