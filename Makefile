@@ -13,8 +13,11 @@ KERNEL ?=
 # FULL=1: also what takes minutes. For test-vm a kernel, or all.
 FULL ?=
 FUZZTIME ?= 10s
-# e2e: only the steps that match, such as TestKubepace/reference.
+# e2e: only the steps that match, such as TestKubepace/reference; how often the crowd comes.
 RUN ?=
+COUNT ?=
+# Benchmarks: DOCS=no leaves the tables in docs/ as they are.
+DOCS ?=
 
 export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
 export CGO_ENABLED := 0
@@ -22,10 +25,12 @@ install := tests/setup/install.sh
 gotest := tests/setup/gotest.sh
 
 # Tests of these packages want root and network namespaces, others a control plane or QEMU; the rest is unit tests.
-kernel_packages := ./bpf ./enforcer/datapath ./enforcer/device ./enforcer/qdisc ./enforcer/rivals ./cmd/kubepace-enforcer ./tests/netlab/...
+# This is the only list of them: test-vm runs the same ones in QEMU, but for netlab's own.
+kernel_packages := ./bpf ./enforcer/datapath ./enforcer/device ./enforcer/qdisc ./enforcer/rivals ./cmd/kubepace-enforcer
+netlab_packages := ./tests/netlab/...
 # What measures traffic through the datapath has the machine for itself.
 traffic_packages := ./tests/datapath
-unit_packages = $$(go list ./... | grep -vxFf <(go list $(kernel_packages) $(traffic_packages)) | grep -vE '/tests/(admission|vm|cnilab)(/|$$)|/tests/e2e$$')
+unit_packages = $$(go list ./... | grep -vxFf <(go list $(kernel_packages) $(netlab_packages) $(traffic_packages)) | grep -vE '/tests/(admission|vm|cnilab)(/|$$)|/tests/e2e$$')
 
 .PHONY: help
 help: ## list the targets
@@ -51,7 +56,7 @@ test-admission: build ## the webhook, and the agent's side of the API, against a
 test-datapath: build root-here ## the enforcer on this machine's kernel, in network namespaces (FULL=1: at length); needs root
 	$(install) kernel
 	tests/datapath/next-version.sh bin/kubepace-enforcer-next
-	status=0; for packages in "$(kernel_packages)" "$(traffic_packages)"; do \
+	status=0; for packages in "$(kernel_packages) $(netlab_packages)" "$(traffic_packages)"; do \
 		KUBEPACE_ENFORCER=$(CURDIR)/bin/kubepace-enforcer KUBEPACE_ENFORCER_NEXT=$(CURDIR)/bin/kubepace-enforcer-next KUBEPACE_MAY_SKIP='kernel needs CONFIG_NET_SCH_' $(gotest) $(if $(FULL),,-short) -count=1 -parallel 4 $$packages || status=1; \
 	done; exit $$status
 
@@ -63,19 +68,19 @@ test-node: build root-here ## the enforcer beside real CNI plugins, and while th
 .PHONY: test-vm
 test-vm: build root-here ## the same in QEMU on Debian's kernels: KERNELS="5.10 6.1 6.12 7"; FULL=6.12 at length there; needs root
 	$(install) vm
-	FULL=$(FULL) QUICK=$(quick) tests/vm/suite.sh $(KERNELS)
+	FULL=$(FULL) QUICK=$(quick) PACKAGES="$(kernel_packages) $(traffic_packages)" tests/vm/suite.sh $(KERNELS)
 
 .PHONY: bench-admission
 bench-admission: go-there ## what admission costs through a real kube-apiserver, beside none and CEL, into docs/benchmarks-admission.md (about 10 minutes; QUICK=1: 4)
-	assets=$$(tests/kube/build.sh etcd kube-apiserver kubectl) && KUBEBUILDER_ASSETS=$$assets go run ./tests/bench/admission $(if $(QUICK),--quick)
+	assets=$$(tests/kube/build.sh etcd kube-apiserver kubectl) && KUBEBUILDER_ASSETS=$$assets go run ./tests/bench/admission $(if $(QUICK),--quick) $(if $(filter no,$(DOCS)),--docs=)
 
 .PHONY: bench-datapath
 bench-datapath: root-here ## kubepace beside its peers in QEMU, tables into docs/benchmarks.md (about 45 minutes; QUICK=1: 4); needs root
-	tests/bench/run.sh $(if $(QUICK),--quick)
+	DOCS=$(DOCS) tests/bench/run.sh $(if $(QUICK),--quick)
 
 .PHONY: bench-node
 bench-node: build root-here ## what the node agent costs: 250 pods, churn, pods at once, a large cluster; tables into docs/benchmarks-node.md (about 35 minutes; QUICK=1: 8); needs root
-	assets=$$(tests/kube/build.sh etcd kube-apiserver) && plugins=$$(tests/bench/cni/build.sh --folder) && KUBEBUILDER_ASSETS=$$assets KUBEPACE_CNI_PLUGINS=$$plugins go run ./tests/bench/node $(if $(QUICK),--quick)
+	assets=$$(tests/kube/build.sh etcd kube-apiserver) && plugins=$$(tests/bench/cni/build.sh --folder) && KUBEBUILDER_ASSETS=$$assets KUBEPACE_CNI_PLUGINS=$$plugins go run ./tests/bench/node $(if $(QUICK),--quick) $(if $(filter no,$(DOCS)),--docs=)
 
 .PHONY: fuzz
 fuzz: go-there ## every fuzz target for FUZZTIME (10s) each
@@ -103,9 +108,13 @@ demo: build root-here ## watch admission decide three limits and the kernel keep
 	tests/demo/run.sh $(KERNEL)
 
 .PHONY: e2e
-e2e: build root-here ## kubepace in a real cluster: two nodes with kubelet, containerd and Flannel, the manifests, pods, traffic (RUN=regexp: some of it; KERNEL=6.1: the reference in QEMU, paced; about 8 minutes); needs root
+e2e: build root-here ## kubepace in a real cluster: two nodes with kubelet, containerd and Flannel, the manifests, pods, traffic (RUN=regexp: some of it; COUNT=10: the crowd ten times; KERNEL=6.1: the reference in QEMU, paced; about 8 minutes); needs root
 	$(install) e2e
-	tests/e2e/run.sh $(if $(KERNEL),--kernel $(KERNEL)) $(if $(RUN),-test.run='$(RUN)')
+	KUBEPACE_E2E_CROWD=$(COUNT) tests/e2e/run.sh $(if $(KERNEL),--kernel $(KERNEL)) $(if $(RUN),-test.run='$(RUN)')
+
+.PHONY: ci-full
+ci-full: root-here ## everything at length: native and QEMU, all kernels, e2e, the crowd ten times, demos, fuzzing, benchmarks' claims (about 2 hours); summary in build/ci-full; needs root
+	tests/setup/ci-full.sh
 
 .PHONY: clean
 clean: ## remove bin/ and build/; caches outside the checkout stay

@@ -5,7 +5,7 @@
 # usage: run.sh [--quick] [KEY=LIST ...]      keys: paths, limits, ccs, flows, variants, latency, neighbour, duration (see tests/bench/plan.go)
 # KERNEL: 6.1 (default), 6.12 or 7. STRICT=1: fail unless every claim is met. BENCH_TIMEOUT: seconds for the machine.
 # The machine has one processor whose clock counts instructions: what else this machine does changes no figure.
-# STEADY=0: two processors in real time.
+# STEADY=0: two processors in real time. DOCS=no: docs/ stays as it is.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/setup/progress.sh
@@ -15,6 +15,8 @@ strict=()
 steady=(--steady)
 [ "${STEADY:-1}" != 0 ] || steady=()
 [ -z "${STRICT:-}" ] || strict=(--strict)
+docs=docs/benchmarks.md
+[ "${DOCS:-}" != no ] || docs=
 
 tests/setup/install.sh vm
 plugin=$(tests/bench/cni/build.sh | tail -n 1)
@@ -30,4 +32,4 @@ tests/vm/run.sh --kernel "$kernel" ${steady[@]+"${steady[@]}"} --memory 2048 --t
 	--env "BENCH_REVISION=$revision" --env "BENCH_PLUGIN=$(basename "$plugin" | cut -d- -f2)" \
 	--file bin/kubepace-bench:/root/kubepace-bench --file "$plugin:/root/bandwidth" \
 	-- /root/kubepace-bench run --out /root/bench --plugin /root/bandwidth "$@"
-bin/kubepace-bench show --out "$out" --docs docs/benchmarks.md ${strict[@]+"${strict[@]}"}
+bin/kubepace-bench show --out "$out" --docs "$docs" ${strict[@]+"${strict[@]}"}

@@ -22,6 +22,7 @@ needs() {
 		e2e iperf3 iperf3
 		e2e nsenter util-linux
 		e2e runc runc
+		e2e stress-ng stress-ng
 		bpf clang-14 clang-14
 		bpf llvm-strip-14 llvm-14
 		bpf /usr/include/bpf/bpf_helpers.h libbpf-dev

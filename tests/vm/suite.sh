@@ -6,11 +6,12 @@
 # that counts instructions, where no other program of this machine can be seen; the rest, and what wants two processors
 # (TestTwoSenders, and TestUpgradeUnderLoad of enforcer/datapath), runs in real time. Tests run with -short, which leaves
 # out what a kernel cannot change; FULL=6.12 (a kernel, or all) runs the long versions there; QUICK=1 leaves out more.
-# usage: suite.sh KERNEL...
+# usage: PACKAGES="./bpf ..." suite.sh KERNEL...
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-packages=(bpf enforcer/datapath enforcer/qdisc enforcer/device enforcer/rivals cmd/kubepace-enforcer tests/datapath)
+# As folders below the top; the Makefile has the list.
+read -ra packages <<<"${PACKAGES//.\//}"
 out=build/test-vm
 rm -rf "$out"
 mkdir -p "$out"
