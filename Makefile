@@ -41,7 +41,7 @@ build: go-there ## build bin/kubepace-webhook and bin/kubepace-enforcer
 	go build -o bin/ ./cmd/...
 
 .PHONY: test
-test: quick := 1
+test: QUICK := all
 test: test-unit test-admission test-datapath test-node test-vm ## everything below that starts with test-; needs root; under 10 minutes once all is built
 
 .PHONY: test-unit
@@ -66,9 +66,9 @@ test-node: build root-here ## the enforcer beside real CNI plugins, and while th
 	plugins=$$(tests/bench/cni/build.sh --folder) && KUBEPACE_CNI_PLUGINS=$$plugins KUBEPACE_ENFORCER=$(CURDIR)/bin/kubepace-enforcer $(gotest) $(if $(FULL),,-short) -count=1 ./tests/cnilab
 
 .PHONY: test-vm
-test-vm: build root-here ## the same in QEMU on Debian's kernels: KERNELS="5.10 6.1 6.12 7"; FULL=6.12 at length there; needs root
+test-vm: build root-here ## the same in QEMU on Debian's kernels: KERNELS="5.10 6.1 6.12 7"; FULL=6.12: at length there, QUICK="5.10 7": less there; needs root
 	$(install) vm
-	FULL=$(FULL) QUICK=$(quick) PACKAGES="$(kernel_packages) $(traffic_packages)" tests/vm/suite.sh $(KERNELS)
+	FULL=$(FULL) QUICK="$(QUICK)" PACKAGES="$(kernel_packages) $(traffic_packages)" tests/vm/suite.sh $(KERNELS)
 
 .PHONY: bench-admission
 bench-admission: go-there ## what admission costs through a real kube-apiserver, beside none and CEL, into docs/benchmarks-admission.md (about 10 minutes; QUICK=1: 4)

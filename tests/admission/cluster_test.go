@@ -3,46 +3,27 @@
 package admission
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
-	"time"
 
-	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
 	"github.com/kubepace/kubepace/tests/admission/lab"
 )
 
-const (
-	systemNamespace = "kubepace-system"
-	serviceAccount  = "system:serviceaccount:" + systemNamespace + ":kubepace-webhook"
-	patience        = 60 * time.Second
-)
-
 // cluster is what all tests of the package share.
 type cluster struct {
-	env     *envtest.Environment
-	config  *rest.Config
-	client  client.Client
-	kubectl string
+	*lab.Cluster
 	admin   string // kubeconfig
 	audit   string // audit log
-	webhook *process
+	webhook *lab.Replica
 }
 
 var (
@@ -60,37 +41,38 @@ func needCluster(t *testing.T) *cluster {
 }
 
 func (c *cluster) start(dir string) (err error) {
-	c.env = &envtest.Environment{ControlPlaneStartTimeout: patience, ControlPlaneStopTimeout: patience}
-	c.kubectl = filepath.Join(os.Getenv("KUBEBUILDER_ASSETS"), "kubectl")
 	c.audit = filepath.Join(dir, "audit.log")
 	policy := filepath.Join(dir, "audit.yaml")
 	if err := os.WriteFile(policy, []byte(auditPolicy), 0o600); err != nil {
 		return err
 	}
-	c.env.ControlPlane.GetAPIServer().Configure().
-		Append("audit-policy-file", policy).Append("audit-log-path", c.audit)
-	if c.config, err = c.env.Start(); err != nil {
+	if c.Cluster, err = lab.Start(dir, "audit-policy-file", policy, "audit-log-path", c.audit); err != nil {
 		return err
 	}
-	c.config.QPS = -1
-	if c.client, err = client.New(c.config, client.Options{}); err != nil {
+	if c.admin, err = c.WriteKubeconfig(); err != nil {
 		return err
 	}
-	c.admin = filepath.Join(dir, "admin.kubeconfig")
-	if err := os.WriteFile(c.admin, c.env.KubeConfig, 0o600); err != nil {
-		return err
-	}
-	if c.webhook, err = c.newProcess(dir); err != nil {
+	if c.webhook, err = c.NewReplica("only", "--cluster-max=10G", "--drain-delay=2s"); err != nil {
 		return err
 	}
 	// The webhook first: it must get over finding neither its namespace nor its configurations.
-	if err := c.webhook.start(); err != nil {
+	if err := c.webhook.Start(); err != nil {
 		return err
 	}
-	if err := c.install(); err != nil {
+	objects, err := c.Manifests("manifests/base")
+	if err != nil {
 		return err
 	}
-	return c.webhook.waitReady()
+	ctx := context.Background()
+	if err := c.Install(ctx, objects, c.webhook.URL(), nil); err != nil {
+		return err
+	}
+	return c.ready(ctx)
+}
+
+// ready waits for the webhook, and for the caBundle, without which the API server cannot call it.
+func (c *cluster) ready(ctx context.Context) error {
+	return errors.Join(c.webhook.WaitReady(ctx), c.WaitInjected(ctx))
 }
 
 const auditPolicy = `apiVersion: audit.k8s.io/v1
@@ -103,82 +85,16 @@ rules:
 `
 
 func (c *cluster) stop() {
+	var errs []error
 	if c.webhook != nil {
-		_ = c.webhook.stop()
+		errs = append(errs, c.webhook.Stop())
 	}
-	if c.env == nil {
-		return
+	if c.Cluster != nil {
+		errs = append(errs, c.Stop())
 	}
-	if err := c.env.Stop(); err != nil {
+	if err := errors.Join(errs...); err != nil {
 		fmt.Fprintf(os.Stderr, "stop the cluster: %v\n", err)
 	}
-}
-
-// install applies what `kubectl apply -k manifests/base` applies, with the webhooks pointed at the loopback address.
-func (c *cluster) install() error {
-	out, err := exec.Command(c.kubectl, "kustomize", "../../manifests/base").Output()
-	if err != nil {
-		return fmt.Errorf("kubectl kustomize: %w", err)
-	}
-	decoder := utilyaml.NewYAMLOrJSONDecoder(bytes.NewReader(out), 4096)
-	for {
-		o := &unstructured.Unstructured{}
-		if err := decoder.Decode(&o.Object); errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
-			return fmt.Errorf("read manifests: %w", err)
-		}
-		if err := lab.Redirect(o, c.webhook.url, nil); err != nil {
-			return err
-		}
-		err := c.client.Create(context.Background(), o, &client.CreateOptions{Raw: &metav1.CreateOptions{FieldValidation: "Strict"}})
-		if err != nil {
-			return fmt.Errorf("create %s %s: %w", o.GetKind(), o.GetName(), err)
-		}
-	}
-}
-
-// newProcess builds the binary and gives it the identity of the manifests' ServiceAccount.
-func (c *cluster) newProcess(dir string) (*process, error) {
-	binary, err := lab.Webhook(dir)
-	if err != nil {
-		return nil, err
-	}
-	user, err := c.env.AddUser(envtest.User{
-		Name: serviceAccount, Groups: []string{"system:serviceaccounts", "system:serviceaccounts:" + systemNamespace},
-	}, nil)
-	if err != nil {
-		return nil, fmt.Errorf("add user: %w", err)
-	}
-	kubeconfig, err := user.KubeConfig()
-	if err != nil {
-		return nil, fmt.Errorf("make kubeconfig: %w", err)
-	}
-	path := filepath.Join(dir, "webhook.kubeconfig")
-	if err := os.WriteFile(path, kubeconfig, 0o600); err != nil {
-		return nil, err
-	}
-	return newProcess(binary, path, filepath.Join(dir, "webhook.log"), c.injected)
-}
-
-// injected reports whether every webhook of the configurations has a caBundle.
-func (c *cluster) injected() bool {
-	m, v := &admissionv1.MutatingWebhookConfiguration{}, &admissionv1.ValidatingWebhookConfiguration{}
-	key := client.ObjectKey{Name: "kubepace-webhook"}
-	if c.client.Get(context.Background(), key, m) != nil || c.client.Get(context.Background(), key, v) != nil {
-		return false
-	}
-	for _, w := range m.Webhooks {
-		if len(w.ClientConfig.CABundle) == 0 {
-			return false
-		}
-	}
-	for _, w := range v.Webhooks {
-		if len(w.ClientConfig.CABundle) == 0 {
-			return false
-		}
-	}
-	return true
 }
 
 // recorder is a client that keeps the warnings which kubectl would print.
@@ -197,7 +113,7 @@ func (r *recorder) HandleWarningHeaderWithContext(_ context.Context, code int, _
 func (c *cluster) as(t *testing.T, user string) *recorder {
 	t.Helper()
 	r := &recorder{}
-	config := rest.CopyConfig(c.config)
+	config := rest.CopyConfig(c.Config)
 	config.WarningHandlerWithContext = r
 	config.Impersonate.UserName = user
 	var err error
@@ -211,7 +127,7 @@ func (c *cluster) as(t *testing.T, user string) *recorder {
 func (c *cluster) namespace(t *testing.T, labels ...string) string {
 	t.Helper()
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "team-", Labels: pairs(labels)}}
-	if err := c.client.Create(t.Context(), ns); err != nil {
+	if err := c.Client.Create(t.Context(), ns); err != nil {
 		t.Fatal(err)
 	}
 	return ns.Name
@@ -244,22 +160,17 @@ func generated(annotations ...string) metav1.ObjectMeta {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); !ok(); time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("still waiting after %s for %s", patience, what)
-		}
+	if err := lab.Until(t.Context(), what, ok); err != nil {
+		t.Fatal(err)
 	}
 }
 
-func get(url string) (int, string) {
-	response, err := http.Get(url)
+// scrape is the text of the webhook's /metrics; empty where there is none.
+func (c *cluster) scrape(t *testing.T) string {
+	t.Helper()
+	text, err := c.webhook.Metrics()
 	if err != nil {
-		return 0, err.Error()
+		t.Logf("read metrics: %v", err)
 	}
-	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
-	if err != nil {
-		return 0, err.Error()
-	}
-	return response.StatusCode, string(body)
+	return text
 }

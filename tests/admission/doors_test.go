@@ -56,7 +56,7 @@ func TestUnrelatedUpdate(t *testing.T) {
 	eventually(t, "the new labels", func() bool {
 		got, _, err := create(t, ns, pod("probe", egress, "1G"))
 		if err == nil {
-			_ = shared.client.Delete(t.Context(), got)
+			_ = shared.Client.Delete(t.Context(), got)
 		}
 		return err != nil
 	})

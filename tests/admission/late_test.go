@@ -17,7 +17,7 @@ import (
 // lateWebhook installs one of somebody else's behind ours.
 func lateWebhook(t *testing.T, namespace, patch string, stubborn bool) {
 	t.Helper()
-	stop, err := lab.Late{Namespace: namespace, Patch: patch, Stubborn: stubborn}.Start(t.Context(), shared.client)
+	stop, err := lab.Late{Namespace: namespace, Patch: patch, Stubborn: stubborn}.Start(t.Context(), shared.Client)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,10 +100,10 @@ func TestMutationBypassed(t *testing.T) {
 	ns := c.namespace(t, bandwidth.LabelMax, "50M")
 	config := &admissionv1.MutatingWebhookConfiguration{}
 	config.Name = "kubepace-webhook"
-	if err := c.client.Get(t.Context(), clientKey(config.Name), config); err != nil {
+	if err := c.Client.Get(t.Context(), clientKey(config.Name), config); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.client.Delete(t.Context(), config); err != nil {
+	if err := c.Client.Delete(t.Context(), config); err != nil {
 		t.Fatal(err)
 	}
 	// Not a Cleanup: the test's context must still live.
@@ -112,10 +112,12 @@ func TestMutationBypassed(t *testing.T) {
 		for i := range config.Webhooks {
 			config.Webhooks[i].ClientConfig.CABundle = nil // whoever applies the manifest again brings none
 		}
-		if err := c.client.Create(t.Context(), config); err != nil {
+		if err := c.Client.Create(t.Context(), config); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the caBundle in the new configuration", c.injected)
+		if err := c.WaitInjected(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 		eventually(t, "the mutating half", func() bool {
 			got, _, err := create(t, ns, pod("back", egress, "1G"))
 			return err == nil && got.Annotations[egress] == "50M" || apierrors.IsAlreadyExists(err)

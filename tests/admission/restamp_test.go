@@ -19,12 +19,13 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kubepace/kubepace/bandwidth"
+	"github.com/kubepace/kubepace/tests/admission/lab"
 )
 
 func podNow(t *testing.T, namespace, name string) *corev1.Pod {
 	t.Helper()
 	p := &corev1.Pod{}
-	if err := shared.client.Get(t.Context(), client.ObjectKey{Namespace: namespace, Name: name}, p); err != nil {
+	if err := shared.Client.Get(t.Context(), client.ObjectKey{Namespace: namespace, Name: name}, p); err != nil {
 		t.Fatal(err)
 	}
 	return p
@@ -51,7 +52,7 @@ func becomes(t *testing.T, namespace, name string, want ...string) *corev1.Pod {
 func eventsOn(t *testing.T, namespace, kind, name, reason string) []string {
 	t.Helper()
 	list := &corev1.EventList{}
-	if err := shared.client.List(t.Context(), list, client.InNamespace(namespace)); err != nil {
+	if err := shared.Client.List(t.Context(), list, client.InNamespace(namespace)); err != nil {
 		t.Fatal(err)
 	}
 	var out []string
@@ -128,7 +129,7 @@ func TestRestampOwnership(t *testing.T) {
 		return `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"` + name + `","namespace":"` + ns + `","annotations":{"` + egress + `":"1G"}},"spec":{"containers":[{"name":"c","image":"i"}]}}`
 	}
 	kubectl := func(input string, args ...string) (string, error) {
-		cmd := exec.Command(c.kubectl, append([]string{"--kubeconfig=" + c.admin}, args...)...)
+		cmd := exec.Command(c.Kubectl, append([]string{"--kubeconfig=" + c.admin}, args...)...)
 		cmd.Env = append(os.Environ(), "HOME="+t.TempDir())
 		cmd.Stdin = strings.NewReader(input)
 		out, err := cmd.CombinedOutput()
@@ -194,13 +195,13 @@ func TestRestampBadSetting(t *testing.T) {
 	requireLimits(t, got, egress, "50M", requested, "2G", source, "capped")
 	requireLimits(t, podNow(t, ns, "greedy"), egress, "50M", requested, "1G", source, "capped")
 
-	if err := c.webhook.stop(); err != nil {
+	if err := c.webhook.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.webhook.start(); err != nil {
+	if err := c.webhook.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.webhook.waitReady(); err != nil {
+	if err := c.ready(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	requireEvent(t, ns, "Pod", "greedy", "EgressLimitHeld", "keeps its egress limit (50M)", `"5OM"`)
@@ -214,7 +215,7 @@ func TestRestampRights(t *testing.T) {
 	needCluster(t)
 	ns := shared.namespace(t)
 	p := mustCreate(t, ns, pod("p"))
-	r := shared.as(t, serviceAccount)
+	r := shared.as(t, lab.ServiceAccount)
 	for name, body := range map[string]string{
 		"another annotation":          `{"metadata":{"annotations":{"other":"1"}}}`,
 		"a label":                     `{"metadata":{"labels":{"app":"x"}}}`,
@@ -249,7 +250,7 @@ func TestRestampAfterOutage(t *testing.T) {
 	}
 	count := func(limit string) (n int) {
 		list := &corev1.PodList{}
-		if err := c.client.List(t.Context(), list, client.InNamespace(ns)); err != nil {
+		if err := c.Client.List(t.Context(), list, client.InNamespace(ns)); err != nil {
 			t.Fatal(err)
 		}
 		for i := range list.Items {
@@ -261,20 +262,20 @@ func TestRestampAfterOutage(t *testing.T) {
 	}
 	relabel(t, ns, `{"`+bandwidth.LabelMax+`":"20M"}`)
 	eventually(t, "the work to begin", func() bool { return count("20M") > 0 })
-	if err := c.webhook.signal(syscall.SIGKILL); err != nil {
+	if err := c.webhook.Signal(syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	_ = c.webhook.wait()
+	_ = c.webhook.Wait()
 	done := count("20M")
 	if done == many {
 		t.Error("nothing left to go on with")
 	}
 	mustCreate(t, free, pod("unseen", egress, "1e12"))
 	mustCreate(t, free, pod("silent"))
-	if err := c.webhook.start(); err != nil {
+	if err := c.webhook.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.webhook.waitReady(); err != nil {
+	if err := c.ready(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "all pods", func() bool { return count("20M") == many })
@@ -291,7 +292,7 @@ func TestRestampMetrics(t *testing.T) {
 	relabel(t, ns, `{"`+bandwidth.LabelMax+`":"20M"}`)
 	becomes(t, ns, "p", egress, "20M", requested, "1G", source, "capped")
 	eventually(t, "the metric", func() bool {
-		_, body := c.webhook.scrape()
+		body := c.scrape(t)
 		return strings.Contains(body, `kubepace_restamp_pods_total{outcome="lowered"}`)
 	})
 }

@@ -27,7 +27,7 @@ func withoutWebhook(t *testing.T, name string, f func()) {
 	point := func(url string) {
 		t.Helper()
 		config := &admissionv1.ValidatingWebhookConfiguration{}
-		if err := c.client.Get(t.Context(), clientKey("kubepace-webhook"), config); err != nil {
+		if err := c.Client.Get(t.Context(), clientKey("kubepace-webhook"), config); err != nil {
 			t.Fatal(err)
 		}
 		for i, w := range config.Webhooks {
@@ -38,7 +38,7 @@ func withoutWebhook(t *testing.T, name string, f func()) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := c.client.Patch(t.Context(), config, client.RawPatch(types.JSONPatchType, patch)); err != nil {
+			if err := c.Client.Patch(t.Context(), config, client.RawPatch(types.JSONPatchType, patch)); err != nil {
 				t.Fatal(err)
 			}
 			return
@@ -51,7 +51,7 @@ func withoutWebhook(t *testing.T, name string, f func()) {
 		"resourcequotas.settings.kubepace.io": "/validate/resourcequotas",
 	}[name]
 	point("https://127.0.0.1:1" + path)
-	defer point(lab.AsInCluster(c.webhook.url) + path)
+	defer point(lab.AsInCluster(c.webhook.URL()) + path)
 	f()
 }
 
@@ -77,14 +77,14 @@ func TestNamespaceSettings(t *testing.T) {
 		requireRefused(t, err, "metadata.labels[egress.kubepace.io/max]", `"5OM"`, "is not a Kubernetes quantity", `like "10M"`)
 	}
 	finalize := &corev1.Namespace{}
-	if err := c.client.Get(t.Context(), clientKey(ns), finalize); err != nil {
+	if err := c.Client.Get(t.Context(), clientKey(ns), finalize); err != nil {
 		t.Fatal(err)
 	}
 	finalize.Labels[bandwidth.LabelMode] = "dryrun"
 	_, err := c.as(t, "").CoreV1().Namespaces().Finalize(t.Context(), finalize, metav1.UpdateOptions{})
 	requireRefused(t, err, "metadata.labels[egress.kubepace.io/mode]", `"dryrun"`, `"enforce", "dry-run", "off"`)
 
-	err = c.client.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+	err = c.Client.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
 		GenerateName: "team-", Labels: pairs([]string{bandwidth.LabelMin, "20M", bandwidth.LabelMax, "10M", bandwidth.LabelAccount, "yes"}),
 	}})
 	requireRefused(t, err, `metadata.labels[egress.kubepace.io/min]: Invalid value: "20M": is above the maximum 10M`, `write at most "10M"`,
@@ -196,14 +196,14 @@ func TestLimitRangeSettings(t *testing.T) {
 		{containerType, "max", "10M", []string{"belongs to a pod, not to a Container", "{type: Pod, max: {kubepace.io/egress-bandwidth: 10M}}"}},
 		{containerType, "default", "10M", []string{"spec.limits[0].default[kubepace.io/egress-bandwidth]", "belongs to a pod"}},
 	} {
-		requireRefused(t, c.client.Create(t.Context(), limitRange(ns, tt.kind, tt.field, tt.rate)), tt.words...)
+		requireRefused(t, c.Client.Create(t.Context(), limitRange(ns, tt.kind, tt.field, tt.rate)), tt.words...)
 	}
 	good := limitRange(ns, podType, "max", "50M")
-	if err := c.client.Create(t.Context(), good); err != nil {
+	if err := c.Client.Create(t.Context(), good); err != nil {
 		t.Fatal(err)
 	}
 	good.Spec.Limits[0].Max[bandwidth.Resource] = resource.MustParse("2P")
-	requireRefused(t, c.client.Update(t.Context(), good), `"2P"`)
+	requireRefused(t, c.Client.Update(t.Context(), good), `"2P"`)
 	_, err := tryLabels(t, ns, `{"`+bandwidth.LabelMin+`":"60M"}`)
 	requireRefused(t, err, `"60M": is above the maximum 50M (LimitRange "`+good.Name+`")`)
 	for _, mode := range []string{"dry-run", "off"} {
@@ -212,7 +212,7 @@ func TestLimitRangeSettings(t *testing.T) {
 	}
 	other := limitRange(c.namespace(t), containerType, "max", "10M")
 	other.Spec.Limits[0].Max = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1500m")}
-	if err := c.client.Create(t.Context(), other); err != nil {
+	if err := c.Client.Create(t.Context(), other); err != nil {
 		t.Errorf("not ours: %v", err)
 	}
 }
@@ -222,25 +222,25 @@ func TestLimitRangeWhereNobodyCompletesPods(t *testing.T) {
 	c := needCluster(t)
 	for _, mode := range []string{"dry-run", "off"} {
 		ns := c.namespace(t, bandwidth.LabelMode, mode)
-		requireRefused(t, c.client.Create(t.Context(), limitRange(ns, corev1.LimitTypePod, "max", "10M")),
+		requireRefused(t, c.Client.Create(t.Context(), limitRange(ns, corev1.LimitTypePod, "max", "10M")),
 			`while the namespace's mode is "`+mode+`"`, "kubectl label namespace "+ns+" --overwrite egress.kubepace.io/mode=enforce")
 	}
-	requireRefused(t, c.client.Create(t.Context(), limitRange("kube-system", corev1.LimitTypePod, "max", "10M")),
+	requireRefused(t, c.Client.Create(t.Context(), limitRange("kube-system", corev1.LimitTypePod, "max", "10M")),
 		`in namespace "kube-system", which is exempt`)
 
 	ns := c.namespace(t)
 	mustCreate(t, ns, pod("older", egress, "10M"))
 	done := mustCreate(t, ns, pod("done"))
 	done.Status.Phase = corev1.PodSucceeded
-	if err := c.client.Status().Update(t.Context(), done); err != nil {
+	if err := c.Client.Status().Update(t.Context(), done); err != nil {
 		t.Fatal(err)
 	}
-	requireRefused(t, c.client.Create(t.Context(), limitRange(ns, corev1.LimitTypePod, "max", "10M")),
+	requireRefused(t, c.Client.Create(t.Context(), limitRange(ns, corev1.LimitTypePod, "max", "10M")),
 		"while 1 running pods do not carry it (older)", "kubectl label namespace "+ns+" egress.kubepace.io/account=always")
-	if err := c.client.Delete(t.Context(), podNow(t, ns, "older"), client.GracePeriodSeconds(0)); err != nil {
+	if err := c.Client.Delete(t.Context(), podNow(t, ns, "older"), client.GracePeriodSeconds(0)); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.client.Create(t.Context(), limitRange(ns, corev1.LimitTypePod, "max", "10M")); err != nil {
+	if err := c.Client.Create(t.Context(), limitRange(ns, corev1.LimitTypePod, "max", "10M")); err != nil {
 		t.Error(err)
 	}
 }
@@ -269,15 +269,15 @@ func TestQuotaSettings(t *testing.T) {
 		{bandwidth.QuotaKey, "1500m", "", []string{`"1500m": is not a whole number of bits per second`, `like "10G"`}},
 		{bandwidth.QuotaKey, "1G", corev1.ResourceQuotaScopeBestEffort, []string{"spec.scopes", "BestEffort"}},
 	} {
-		requireRefused(t, c.client.Create(t.Context(), quota(ns, tt.scope, tt.key, tt.amount)), tt.words...)
+		requireRefused(t, c.Client.Create(t.Context(), quota(ns, tt.scope, tt.key, tt.amount)), tt.words...)
 	}
-	requireRefused(t, c.client.Create(t.Context(), quota("kube-system", "", bandwidth.QuotaKey, "1G")), `"kube-system" is exempt`)
+	requireRefused(t, c.Client.Create(t.Context(), quota("kube-system", "", bandwidth.QuotaKey, "1G")), `"kube-system" is exempt`)
 	good := quota(ns, "", bandwidth.QuotaKey, "1G")
-	if err := c.client.Create(t.Context(), good); err != nil {
+	if err := c.Client.Create(t.Context(), good); err != nil {
 		t.Fatal(err)
 	}
 	good.Spec.Hard["kubepace.io/egress-bandwidth"] = resource.MustParse("1G")
-	requireRefused(t, c.client.Update(t.Context(), good), "never count it")
+	requireRefused(t, c.Client.Update(t.Context(), good), "never count it")
 	r := c.as(t, "")
 	if _, err := r.CoreV1().ResourceQuotas(c.namespace(t, bandwidth.LabelMode, "dry-run")).Create(t.Context(), quota("", "", bandwidth.QuotaKey, "1G"), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
@@ -294,9 +294,9 @@ func TestSettingsOutage(t *testing.T) {
 	withoutWebhook(t, "limitranges.settings.kubepace.io", func() {
 		eventually(t, "a bad limit range to pass", func() bool {
 			bad := limitRange(ns, corev1.LimitTypePod, "max", "2P")
-			err := c.client.Create(t.Context(), bad)
+			err := c.Client.Create(t.Context(), bad)
 			if err == nil {
-				_ = c.client.Delete(t.Context(), bad)
+				_ = c.Client.Delete(t.Context(), bad)
 			} else if !apierrors.IsInvalid(err) {
 				t.Fatal(err)
 			}

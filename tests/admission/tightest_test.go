@@ -30,7 +30,7 @@ func TestTightestWins(t *testing.T) {
 		named("wide", limitRange(ns, corev1.LimitTypePod, "max", "30M")), named("tight", limitRange(ns, corev1.LimitTypePod, "max", "20M")),
 		named("floor", limitRange(ns, corev1.LimitTypePod, "min", "3M")),
 	} {
-		if err := c.client.Create(t.Context(), lr); err != nil {
+		if err := c.Client.Create(t.Context(), lr); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -66,7 +66,7 @@ func TestBadObjectsFailSafe(t *testing.T) {
 	ns := c.namespace(t, bandwidth.LabelDefault, "25M")
 	bad := named("typo", limitRange(ns, corev1.LimitTypePod, "max", "2P"))
 	withoutWebhook(t, "limitranges.settings.kubepace.io", func() {
-		eventually(t, "the bad limit range to pass", func() bool { return c.client.Create(t.Context(), bad) == nil })
+		eventually(t, "the bad limit range to pass", func() bool { return c.Client.Create(t.Context(), bad) == nil })
 	})
 	var got *corev1.Pod
 	var warnings []string
@@ -85,19 +85,19 @@ func TestBadObjectsFailSafe(t *testing.T) {
 	q := quota(other, "", "limits."+bandwidth.Resource, "1G")
 	q.GenerateName, q.Name = "", "shown"
 	withoutWebhook(t, "resourcequotas.settings.kubepace.io", func() {
-		eventually(t, "the bad quota to pass", func() bool { return c.client.Create(t.Context(), q) == nil })
+		eventually(t, "the bad quota to pass", func() bool { return c.Client.Create(t.Context(), q) == nil })
 	})
 	requireEvent(t, other, "Namespace", other, "EgressPolicyProblem", `ResourceQuota "shown"`, "never counts it", "write requests.kubepace.io/egress-bandwidth")
 	eventually(t, "the metric", func() bool {
-		_, body := c.webhook.scrape()
+		body := c.scrape(t)
 		return strings.Contains(body, `kubepace_policy_problems{namespace="`+other+`"} 1`)
 	})
 	// Mended, nothing is left to complain of.
-	if err := c.client.Patch(t.Context(), q, client.RawPatch(types.MergePatchType, []byte(`{"spec":{"hard":{"limits.`+bandwidth.Resource+`":null}}}`))); err != nil {
+	if err := c.Client.Patch(t.Context(), q, client.RawPatch(types.MergePatchType, []byte(`{"spec":{"hard":{"limits.`+bandwidth.Resource+`":null}}}`))); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the metric to go", func() bool {
-		_, body := c.webhook.scrape()
+		body := c.scrape(t)
 		return !strings.Contains(body, `kubepace_policy_problems{namespace="`+other+`"}`)
 	})
 }

@@ -190,7 +190,7 @@ func TestKubectl(t *testing.T) {
 	c := needCluster(t)
 	ns := c.namespace(t, bandwidth.LabelMax, "50M")
 	apply := func(limit string) (string, error) {
-		cmd := exec.Command(c.kubectl, "--kubeconfig="+c.admin, "--namespace="+ns, "apply", "-f", "-")
+		cmd := exec.Command(c.Kubectl, "--kubeconfig="+c.admin, "--namespace="+ns, "apply", "-f", "-")
 		// Another home, so that kubectl caches nothing in the developer's.
 		cmd.Env = append(os.Environ(), "HOME="+t.TempDir())
 		cmd.Stdin = strings.NewReader(`{"apiVersion":"v1","kind":"Pod","metadata":{"name":"web","annotations":{"` + egress +

@@ -22,13 +22,16 @@ func TestOutage(t *testing.T) {
 	dry := c.namespace(t, bandwidth.LabelMax, "50M", bandwidth.LabelMode, "dry-run")
 	before := secretData(t)
 
-	if err := c.webhook.signal(syscall.SIGTERM); err != nil {
+	if err := c.webhook.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "unreadiness", func() bool { code, _ := c.webhook.readyz(); return code == http.StatusInternalServerError })
+	eventually(t, "unreadiness", func() bool {
+		code, err := c.webhook.Check("draining")
+		return err == nil && code == http.StatusInternalServerError
+	})
 	requireLimits(t, mustCreate(t, bounded, pod("draining", egress, "1G")), egress, "50M", requested, "1G", source, "capped")
-	if err := c.webhook.wait(); err != nil {
-		t.Fatalf("exit after SIGTERM: %v\n%s", err, c.webhook.tail())
+	if err := c.webhook.Wait(); err != nil {
+		t.Fatalf("exit after SIGTERM: %v\n%s", err, c.webhook.Log())
 	}
 
 	requireLimits(t, mustCreate(t, plain, pod("outage", egress, "10000k")), egress, "10000k")
@@ -42,10 +45,10 @@ func TestOutage(t *testing.T) {
 		t.Error("a maximum is not kept while the webhook is away")
 	}
 
-	if err := c.webhook.start(); err != nil {
+	if err := c.webhook.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.webhook.waitReady(); err != nil {
+	if err := c.ready(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(before, secretData(t)); diff != "" {

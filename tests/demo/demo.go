@@ -19,6 +19,7 @@ import (
 	"github.com/kubepace/kubepace/tests/demo/node"
 	"github.com/kubepace/kubepace/tests/demo/plane"
 	"github.com/kubepace/kubepace/tests/demo/result"
+	"github.com/kubepace/kubepace/tests/process"
 )
 
 const (
@@ -37,7 +38,7 @@ type demo struct {
 	client *kubernetes.Clientset
 	pods   []*pod
 
-	enforcer *plane.Process
+	enforcer *process.Process
 }
 
 func newDemo(o options) *demo {

@@ -20,6 +20,7 @@ import (
 	"github.com/kubepace/kubepace/bandwidth"
 	"github.com/kubepace/kubepace/tests/demo/manifest"
 	"github.com/kubepace/kubepace/tests/demo/plane"
+	"github.com/kubepace/kubepace/tests/process"
 )
 
 const (
@@ -60,7 +61,7 @@ func (d *demo) installKubepace(ctx context.Context) error {
 	stop := d.heartbeat("kubepace-webhook")
 	defer stop()
 	ready := func(ctx context.Context) error { return plane.Answers(ctx, "http://"+webhookHealth+"/readyz") }
-	if err := hook.Wait(ctx, ready); err != nil {
+	if err := hook.Await(ctx, ready); err != nil {
 		return err
 	}
 	d.say("kubepace-webhook is ready, with certificates that it issued itself")
@@ -68,14 +69,14 @@ func (d *demo) installKubepace(ctx context.Context) error {
 }
 
 // startProgram runs a binary with the arguments of its manifest, and more after them, as its service account.
-func (d *demo) startProgram(ctx context.Context, binary string, program manifest.Program, more ...string) (*plane.Process, error) {
+func (d *demo) startProgram(ctx context.Context, binary string, program manifest.Program, more ...string) (*process.Process, error) {
 	kubeconfig, err := d.plane.Kubeconfig(ctx, program.Namespace, program.ServiceAccount)
 	if err != nil {
 		return nil, err
 	}
 	args := slices.Concat(program.Args, []string{"--kubeconfig=" + kubeconfig}, more)
 	d.say("starting %s as service account %s", binary, program.ServiceAccount)
-	return plane.StartProcess(binary, d.logs, filepath.Join(d.bin, binary), args...)
+	return process.Start(binary, filepath.Join(d.logs, binary+".log"), nil, filepath.Join(d.bin, binary), args...)
 }
 
 // awaitAdmission waits until kube-apiserver has heard of the webhooks and their certificates and calls them. A pod
@@ -110,7 +111,7 @@ type listed struct {
 func (d *demo) awaitEnforcement(ctx context.Context) error {
 	stop := d.heartbeat("kubepace-enforcer")
 	defer stop()
-	err := d.enforcer.Wait(ctx, func(ctx context.Context) error {
+	err := d.enforcer.Await(ctx, func(ctx context.Context) error {
 		output, err := exec.CommandContext(ctx, filepath.Join(d.bin, "kubepace-enforcer"), "list", "-o", "json", "--interval=0").Output()
 		if err != nil {
 			return fmt.Errorf("kubepace-enforcer list: %w: %s", err, stderrOf(err))

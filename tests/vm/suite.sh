@@ -5,7 +5,8 @@
 # is a skipped test. Each kernel boots twice, at the same time: tests/datapath, which measures traffic, runs on a clock
 # that counts instructions, where no other program of this machine can be seen; the rest, and what wants two processors
 # (TestTwoSenders, and TestUpgradeUnderLoad of enforcer/datapath), runs in real time. Tests run with -short, which leaves
-# out what a kernel cannot change; FULL=6.12 (a kernel, or all) runs the long versions there; QUICK=1 leaves out more.
+# out what a kernel cannot change; FULL=6.12 (a kernel, or all) runs the long versions there; QUICK="5.10 7" (kernels, or all)
+# leaves out more: what another kernel of the run has.
 # usage: PACKAGES="./bpf ..." suite.sh KERNEL...
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -99,11 +100,12 @@ any() { awk -v "pattern=$1" '$0 ~ pattern { found = 1 } END { exit !found }'; }
 # Boots a kernel and runs its tests there; what went wrong with the machine itself is in LOG's .err.
 # usage: boot KERNEL LOG [--steady]
 boot() {
-	local kernel=$1 log=$2 short=true mark=${3:+steady: }
+	local kernel=$1 log=$2 short=true quick='' mark=${3:+steady: }
 	shift 2
 	case ${FULL:-} in all | "$kernel") short=false ;; esac
+	case " ${QUICK:-} " in " all " | *" $kernel "*) quick=true ;; esac
 	# pdeathsig: who interrupts this script ends its machines.
-	setpriv --pdeathsig TERM tests/vm/run.sh "$@" --kernel "$kernel" --timeout 1800 --env CI=true --env "STEADY=$*" --env "SHORT=$short" --env "KUBEPACE_QUICK=${QUICK:+true}" \
+	setpriv --pdeathsig TERM tests/vm/run.sh "$@" --kernel "$kernel" --timeout 1800 --env CI=true --env "STEADY=$*" --env "SHORT=$short" --env "KUBEPACE_QUICK=$quick" \
 		--env "KUBEPACE_EXPECT_MODE=$(mode_of "$kernel")" --env KUBEPACE_ENFORCER=/root/kubepace-enforcer \
 		--env KUBEPACE_ENFORCER_NEXT=/root/kubepace-enforcer-next --env KUBEPACE_REQUIRE_FQ=true "${files[@]}" --file "$out/all.sh" \
 		-- bash /root/all.sh 2> >(tee "${log%.log}.err" >&2) >"$log" &

@@ -37,12 +37,13 @@ const patience = 60 * time.Second
 type Cluster struct {
 	Config *rest.Config // of an administrator, without client-side limits
 	Client client.Client
+	// Kubectl is its path.
+	Kubectl string
 
-	env     *envtest.Environment
-	dir     string // for keys and logs
-	kubectl string
-	binary  string // kubepace-webhook
-	user    string // kubeconfig of the ServiceAccount
+	env    *envtest.Environment
+	dir    string // for keys and logs
+	binary string // kubepace-webhook
+	user   string // kubeconfig of the ServiceAccount
 }
 
 // Lacking says what a cluster needs and this machine does not offer; empty for nothing. KUBEBUILDER_ASSETS names the
@@ -66,7 +67,7 @@ func Start(dir string, flags ...string) (*Cluster, error) {
 	c := &Cluster{
 		env:     &envtest.Environment{ControlPlaneStartTimeout: patience, ControlPlaneStopTimeout: patience},
 		dir:     dir,
-		kubectl: filepath.Join(os.Getenv("KUBEBUILDER_ASSETS"), "kubectl"),
+		Kubectl: filepath.Join(os.Getenv("KUBEBUILDER_ASSETS"), "kubectl"),
 		user:    filepath.Join(dir, "webhook.kubeconfig"),
 	}
 	arguments := c.env.ControlPlane.GetAPIServer().Configure()
@@ -140,7 +141,7 @@ func (c *Cluster) Manifests(kustomization string) ([]*unstructured.Unstructured,
 		return nil, err
 	}
 	var stderr bytes.Buffer
-	build := exec.Command(c.kubectl, "kustomize", filepath.Join(root, kustomization))
+	build := exec.Command(c.Kubectl, "kustomize", filepath.Join(root, kustomization))
 	build.Stderr = &stderr
 	out, err := build.Output()
 	if err != nil {

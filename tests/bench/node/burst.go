@@ -64,7 +64,7 @@ func (r *Result) burst(ctx context.Context, a *agent, p *plane, standing int) (e
 	defer cancel()
 	said := &enforcedLog{file: a.log(), pods: map[string]cnilab.Enforced{}}
 	b := &Burst{Standing: standing}
-	b.Grouped, err = asOnNode(a.cmd.Process.Pid, func() (err error) {
+	b.Grouped, err = asOnNode(a.PID(), func() (err error) {
 		b.Burst, err = cnilab.RunBurst(ctx, said.find, network, pods, len(pods))
 		return err
 	})

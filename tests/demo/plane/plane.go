@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -18,6 +19,8 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/kubepace/kubepace/tests/process"
 )
 
 const (
@@ -38,11 +41,11 @@ type Options struct {
 // Plane is a running control plane.
 type Plane struct {
 	Admin     *rest.Config // a member of system:masters
-	APIServer *Process
+	APIServer *process.Process
 
 	opts  Options
 	pki   *pki
-	procs []*Process
+	procs []*process.Process
 }
 
 // Start starts etcd and kube-apiserver and waits until the API answers. On an error nothing is left running.
@@ -66,7 +69,7 @@ func (p *Plane) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := etcd.Wait(ctx, func(ctx context.Context) error { return Answers(ctx, etcdURL+"/readyz") }); err != nil {
+	if err := etcd.Await(ctx, func(ctx context.Context) error { return Answers(ctx, etcdURL+"/readyz") }); err != nil {
 		return err
 	}
 	if p.APIServer, err = p.Run("kube-apiserver", p.apiserverArgs()...); err != nil {
@@ -76,7 +79,7 @@ func (p *Plane) start(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("make client: %w", err)
 	}
-	return p.APIServer.Wait(ctx, func(ctx context.Context) error {
+	return p.APIServer.Await(ctx, func(ctx context.Context) error {
 		return client.RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
 	})
 }
@@ -113,8 +116,8 @@ func (p *Plane) apiserverArgs() []string {
 }
 
 // Run starts another program of the control plane; Stop ends it as well.
-func (p *Plane) Run(name string, args ...string) (*Process, error) {
-	proc, err := StartProcess(name, p.opts.Logs, filepath.Join(p.opts.Binaries, name), args...)
+func (p *Plane) Run(name string, args ...string) (*process.Process, error) {
+	proc, err := process.Start(name, filepath.Join(p.opts.Logs, name+".log"), nil, filepath.Join(p.opts.Binaries, name), args...)
 	if err != nil {
 		return nil, err
 	}
@@ -161,7 +164,7 @@ func (p *Plane) writeKubeconfig(name, address, namespace string, user *clientcmd
 // Stop ends the control plane, the newest process first.
 func (p *Plane) Stop() {
 	for i := len(p.procs) - 1; i >= 0; i-- {
-		p.procs[i].Stop()
+		_ = p.procs[i].Stop(5 * time.Second) // what hangs is killed
 	}
 }
 
