@@ -39,7 +39,9 @@ step() {
 # time of this machine. usage: two_at_once "NAME COMMAND..." ...
 two_at_once() {
 	local -A running=()
-	local pid status words
+	local pid status words tick
+	sleep 60 &
+	tick=$!
 	while [ $# -gt 0 ] || [ ${#running[@]} -gt 0 ]; do
 		if [ $# -gt 0 ] && [ ${#running[@]} -lt 2 ]; then
 			read -ra words <<<"$1"
@@ -51,11 +53,19 @@ two_at_once() {
 		fi
 		status=0
 		wait -n -p pid || status=$?
+		if [ "$pid" = "$tick" ]; then
+			printf '  ... still at %s, %d s\n' "${running[*]}" "$SECONDS"
+			sleep 60 &
+			tick=$!
+			continue
+		fi
 		printf '\n=== %s said:\n' "${running[$pid]}"
 		cat "$report/${running[$pid]}.log"
 		record "${running[$pid]}" $status
 		unset "running[$pid]"
 	done
+	kill $tick
+	wait $tick 2>/dev/null || true
 }
 
 # Prints the summary and keeps it; returns whether all steps passed.
