@@ -13,7 +13,7 @@ KERNEL ?=
 # FULL=1: also what takes minutes. For test-vm a kernel, or all.
 FULL ?=
 FUZZTIME ?= 10s
-# e2e: only the steps that match, such as TestKubepace/reference; how often the crowd comes.
+# e2e: only the steps that match, such as TestKubepace/reference; and how often those run that can be repeated, in one cluster.
 RUN ?=
 COUNT ?=
 # Benchmarks: DOCS=no leaves the tables in docs/ as they are.
@@ -108,9 +108,9 @@ demo: build root-here ## watch admission decide three limits and the kernel keep
 	tests/demo/run.sh $(KERNEL)
 
 .PHONY: e2e
-e2e: build root-here ## kubepace in a real cluster: two nodes with kubelet, containerd and Flannel, the manifests, pods, traffic (RUN=regexp: some of it; COUNT=10: the crowd ten times; KERNEL=6.1: the reference in QEMU, paced; about 8 minutes); needs root
+e2e: build root-here ## kubepace in a real cluster: two nodes with kubelet, containerd and Flannel, the manifests, pods, traffic (RUN=regexp: some of it, COUNT=10: again and again; KERNEL=6.1: the reference in QEMU, paced; about 8 minutes); needs root
 	$(install) e2e
-	KUBEPACE_E2E_CROWD=$(COUNT) tests/e2e/run.sh $(if $(KERNEL),--kernel $(KERNEL)) $(if $(RUN),-test.run='$(RUN)')
+	KUBEPACE_E2E_COUNT=$(COUNT) tests/e2e/run.sh $(if $(KERNEL),--kernel $(KERNEL)) $(if $(RUN),-test.run='$(RUN)')
 
 .PHONY: ci-full
 ci-full: root-here ## everything at length: native and QEMU, all kernels, e2e, the crowd ten times, demos, fuzzing, benchmarks' claims (about 2 hours); summary in build/ci-full; needs root
