@@ -156,6 +156,7 @@ show_log() {
 
 # shellcheck disable=SC2317 # run by the trap
 stop() {
+	trap '' INT TERM HUP # who ends a group of processes tells each of them, more than once
 	[ -z "${qemu:-}" ] || { kill -KILL "$qemu" && wait "$qemu"; } 2>/dev/null || true
 	[ -z "${printer:-}" ] || kill "$printer" 2>/dev/null || true
 	[ -z "$kernel_log" ] || [ ! -f "$work/kernel.log" ] || tr -d '\r' <"$work/kernel.log" >"$kernel_log"
