@@ -20,11 +20,12 @@ type Bars struct {
 	Log             bool   // logarithmic; values at or below zero are drawn as nothing
 	Mark            float64
 	MarkName        string // a dashed line at Mark; none if empty
+	Infinite        string // written instead of a bar where a value is +Inf; nothing if empty
 	Series          []string
 	Groups          []Group
 }
 
-// Group has one value for each series; NaN where there is none.
+// Group has one value for each series; NaN where there is none, +Inf where no bar is long enough.
 type Group struct {
 	Name   string
 	Values []float64
@@ -73,7 +74,7 @@ func (b Bars) Write(w io.Writer) error {
 	b.writeLegend(out)
 	b.writeTicks(out, a, plotHeight)
 	for i, g := range b.Groups {
-		writeGroup(out, a, g, top+i*groupHeight+groupGap/2)
+		b.writeGroup(out, a, g, top+i*groupHeight+groupGap/2)
 	}
 	b.writeMark(out, a, plotHeight)
 	fmt.Fprintln(out, "</svg>")
@@ -134,17 +135,26 @@ func (b Bars) writeTicks(out io.Writer, a axis, plotHeight int) {
 	fmt.Fprintf(out, `<text x="%d" y="%d" text-anchor="middle">%s</text>`+"\n", left+plotWidth/2, top+plotHeight+38, escape(b.Unit))
 }
 
-func writeGroup(out io.Writer, a axis, g Group, y int) {
+func (b Bars) writeGroup(out io.Writer, a axis, g Group, y int) {
 	fmt.Fprintf(out, `<text x="%d" y="%d" text-anchor="end">%s</text>`+"\n", left-10, y+len(g.Values)*bar/2+4, escape(g.Name))
 	for i, v := range g.Values {
 		at := y + i*bar
+		if math.IsInf(v, 1) && b.Infinite != "" {
+			writeValue(out, left, at, colours[i%len(colours)], escape(b.Infinite))
+			continue
+		}
 		if math.IsNaN(v) || math.IsInf(v, 0) {
 			continue
 		}
 		end := a.x(v)
 		fmt.Fprintf(out, `<rect x="%d" y="%d" width="%.1f" height="%d" fill="%s"/>`+"\n", left, at+1, end-left, bar-2, colours[i%len(colours)])
-		fmt.Fprintf(out, `<text x="%.1f" y="%d" font-size="10" fill="#555">%.4g</text>`+"\n", end+4, at+bar-2, v)
+		writeValue(out, end, at, "#555", fmt.Sprintf("%.4g", v))
 	}
+}
+
+// writeValue writes text right of a bar's end.
+func writeValue(out io.Writer, end float64, at int, colour, text string) {
+	fmt.Fprintf(out, `<text x="%.1f" y="%d" font-size="10" fill="%s">%s</text>`+"\n", end+4, at+bar-2, colour, text)
 }
 
 func (b Bars) writeLegend(out io.Writer) {

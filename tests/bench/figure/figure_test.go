@@ -87,6 +87,23 @@ func TestLogarithm(t *testing.T) {
 	}
 }
 
+// TestInfiniteIsSaid: a ping that never came back must not look like the quickest.
+func TestInfiniteIsSaid(t *testing.T) {
+	elements := draw(t, Bars{Log: true, Infinite: "<lost>", Series: []string{"a"}, Groups: []Group{{"x", []float64{1}}, {"y", []float64{math.Inf(1)}}}})
+	if a := bars(t, elements, colours[0]); len(a) != 1 {
+		t.Errorf("bars %v, want one", a)
+	}
+	said := 0
+	for _, e := range elements {
+		if e.name == "text" && e.text == "<lost>" && e.attrs["fill"] == colours[0] {
+			said++
+		}
+	}
+	if said != 1 {
+		t.Errorf("%d values are said to be lost, want one, in its series' colour", said)
+	}
+}
+
 func TestBarsStayInThePicture(t *testing.T) {
 	for _, log := range []bool{true, false} {
 		elements := draw(t, Bars{Log: log, Mark: 100, MarkName: "limit", Series: []string{"a"}, Groups: []Group{{"x", []float64{3}}, {"y", []float64{1e9}}}})

@@ -75,6 +75,9 @@ func metrics() []metric {
 			return fmt.Sprintf("%.2f (%.1f %%)", c.RateBps/1e6, 100*c.Share())
 		}},
 		{"Ping during saturation, ms: p50 / p99 / max, jitter; lost", func(c result.Case) string {
+			if c.PingMs.AllLost() {
+				return fmt.Sprintf("all %d lost", c.PingMs.Lost)
+			}
 			text := fmt.Sprintf("%.1f / %.1f / %.1f, %.1f", c.PingMs.P50, c.PingMs.P99, c.PingMs.Max, c.JitterMs)
 			if c.PingMs.Lost > 0 {
 				text += fmt.Sprintf("; %d lost", c.PingMs.Lost)

@@ -91,9 +91,9 @@ func pictures() []picture {
 			Subtitle: "from 1 s after the start to the end",
 		}, func(c result.Case) float64 { return 100 * c.Share() }, unlimited},
 		{"ping.svg", figure.Bars{
-			Title: "Ping from the saturated pod, p99", Unit: "ms, logarithmic", Log: true,
+			Title: "Ping from the saturated pod, p99", Unit: "ms, logarithmic", Log: true, Infinite: "all lost",
 			Subtitle: "20 a second beside bulk TCP of the same pod; lost ones are not in it",
-		}, func(c result.Case) float64 { return c.PingMs.P99 }, nil},
+		}, pingP99, nil},
 		{"first-second.svg", figure.Bars{
 			Title: "First second", Unit: "% of one second at the limit, logarithmic", Log: true, Mark: 100, MarkName: "the limit",
 			Subtitle: "what was on the wire within 1 s of the transfer's start",
@@ -103,6 +103,13 @@ func pictures() []picture {
 			Subtitle: "of the whole machine: senders, receiver, meter and ping included",
 		}, func(c result.Case) float64 { return c.CPUSecondsPerGB }, nil},
 	}
+}
+
+func pingP99(c result.Case) float64 {
+	if c.PingMs.AllLost() {
+		return math.Inf(1)
+	}
+	return c.PingMs.P99
 }
 
 // WriteFigures writes one SVG per figure into a folder.

@@ -88,6 +88,25 @@ func TestUpdateDocsKeepsTheRest(t *testing.T) {
 	}
 }
 
+func TestLostPingsAreNoQuickPings(t *testing.T) {
+	r := sample()
+	r.Cases[0].PingMs = result.Ping{Lost: 180}
+	dir := t.TempDir()
+	if err := r.WriteFigures(dir); err != nil {
+		t.Fatal(err)
+	}
+	figure, err := os.ReadFile(filepath.Join(dir, "ping.svg"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(figure), ">all lost<"); n != 1 {
+		t.Errorf("the figure says %d times that all are lost, want once", n)
+	}
+	if text := r.runSection(); strings.Count(text, "| all 180 lost |") != 1 || strings.Contains(text, "0.0 / 0.0 / 0.0, 0.0; 180 lost") {
+		t.Errorf("the table gives times to pings that were lost:\n%s", text)
+	}
+}
+
 // TestTablesAreTables: every row of a table has as many cells as its head.
 func TestTablesAreTables(t *testing.T) {
 	cells := 0

@@ -63,6 +63,9 @@ type Ping struct {
 	Lost int     `json:"lost"`
 }
 
+// AllLost tells whether no answer came: the times say nothing then.
+func (p Ping) AllLost() bool { return p.Lost > 0 && p.Max == 0 }
+
 // Case is one measurement. Wire means: from the link header to the payload, of every segment, counted at the other
 // host (with a tunnel: inside it).
 type Case struct {
