@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -31,6 +32,9 @@ type step struct {
 	name string
 	run  func(ctx context.Context, t *testing.T)
 }
+
+// repeatable are the steps that leave everything as it was: COUNT=10 runs them ten times.
+var repeatable = []string{"crowd", "node-programs"}
 
 // TestKubepace is the life of an installation: into a cluster, through what users and operators do, and out again.
 // RUN=TestKubepace/NAME runs one step alone.
@@ -62,10 +66,16 @@ func TestKubepace(t *testing.T) {
 		{"uninstall", s.uninstall},
 		{"node-restart", s.nodeRestart},
 	} {
-		t.Run(step.name, func(t *testing.T) {
-			say("step %s", step.name)
-			step.run(ctx, t)
-		})
+		times := 1
+		if slices.Contains(repeatable, step.name) {
+			times = repeats
+		}
+		for range times {
+			t.Run(step.name, func(t *testing.T) {
+				say("step %s", t.Name())
+				step.run(ctx, t)
+			})
+		}
 	}
 }
 

@@ -26,7 +26,11 @@ const (
 	envEnforcer = "KUBEPACE_E2E_ENFORCER" // kubepace-enforcer, for what is done on a node itself
 	envOut      = "KUBEPACE_E2E_OUT"      // images/, logs/, and what the tests write
 	envPatience = "KUBEPACE_E2E_PATIENCE" // a factor for every limit of time; empty: 1
+	envCount    = "KUBEPACE_E2E_COUNT"    // how often repeatable steps run; empty: 1
 )
+
+// repeats is envCount.
+var repeats = 1
 
 var began = time.Now()
 
@@ -54,6 +58,13 @@ func run(m *testing.M) int {
 		var err error
 		if cluster.Patience, err = strconv.ParseFloat(text, 64); err != nil {
 			fmt.Fprintf(os.Stderr, "e2e: %s: %v\n", envPatience, err)
+			return 1
+		}
+	}
+	if text := os.Getenv(envCount); text != "" {
+		var err error
+		if repeats, err = strconv.Atoi(text); err != nil || repeats < 1 {
+			fmt.Fprintf(os.Stderr, "e2e: %s=%q: want a number of times\n", envCount, text)
 			return 1
 		}
 	}

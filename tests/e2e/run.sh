@@ -48,7 +48,7 @@ if [ -z "$kernel" ]; then
 	# Busy machines stand still for half a minute now and then. This stretches what is waited for, not what is measured.
 	export KUBEPACE_E2E_PATIENCE=${KUBEPACE_E2E_PATIENCE:-3}
 	export KUBEPACE_E2E_KUBE=$kube KUBEPACE_E2E_PROGRAMS=$programs KUBEPACE_E2E_ENFORCER=$out/images/kubepace-enforcer KUBEPACE_E2E_OUT=$out
-	exec ../../bin/e2e.test -test.v -test.timeout=30m "$@"
+	exec ../../bin/e2e.test -test.v -test.timeout="$((30 * ${KUBEPACE_E2E_COUNT:-1}))m" "$@"
 fi
 
 # In QEMU the processor is emulated and there is one, with a clock of its own: a cluster is up in a minute of its time and
